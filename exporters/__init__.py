@@ -1,0 +1,1 @@
+"""ONNX files from a quantized student, and proof that they compute the same."""

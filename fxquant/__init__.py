@@ -1,0 +1,1 @@
+"""Data-free quantization of trained PyTorch networks, down to integer ONNX files."""

@@ -1,0 +1,62 @@
+"""Teacher and student of a model: two graphs with the same taps."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+from torch.fx import GraphModule
+
+from fxquant.errors import SettingError
+from fxquant.graph.fold_batchnorm import fold_batchnorm
+from fxquant.graph.insert_quantizers import insert_quantizers
+from fxquant.graph.insert_taps import choose_features, insert_bn_taps, insert_feature_taps
+from fxquant.graph.passes import run_passes
+from fxquant.graph.trace import trace
+from fxquant.spec import QConfig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model made ready for data-free quantization.
+
+    `teacher` computes what the model does, with taps at batch norm inputs and features;
+    `student` is the same network with folded batch norms, fake-quant nodes that are not
+    calibrated yet, and the same feature taps. `rewrites` counts what each pass changed.
+    """
+
+    teacher: GraphModule
+    student: GraphModule
+    config: QConfig
+    input_shape: tuple[int, ...]
+    features: tuple[str, ...]
+    rewrites: dict[str, int]
+
+
+def prepare(model: nn.Module, config: QConfig, input_shape: tuple[int, ...]) -> Prepared:
+    """Trace `model` and build its teacher and student; the model itself stays as it was.
+
+    `input_shape` is (channels, height, width). Raises TraceError where the model can't be
+    traced, SettingError where there is nothing to quantize.
+    """
+    teacher = trace(model, input_shape)
+    student = copy.deepcopy(teacher)
+    features = choose_features(teacher)
+    tap_features = ("insert_feature_taps", partial(insert_feature_taps, names=features))
+    run_passes(teacher, [("insert_bn_taps", insert_bn_taps), tap_features])
+    rewrites = run_passes(
+        student,
+        [
+            ("fold_batchnorm", fold_batchnorm),
+            ("insert_quantizers", partial(insert_quantizers, config=config)),
+            tap_features,
+        ],
+    )
+    if not rewrites["insert_quantizers"]:
+        raise SettingError(
+            "there is nothing to quantize: the model has no convolution or linear layer, "
+            "or layer rules keep all of them float"
+        )
+    return Prepared(teacher, student, config, input_shape, tuple(features), rewrites)

@@ -1,0 +1,74 @@
+"""The arithmetic of quantization as pure functions. Rounding is half to even, after a division."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Integer grid values of `x`: `clamp(round(x / scale) + zero_point, qmin, qmax)`.
+
+    Bit-equal to ONNX's QuantizeLinear. `scale` and `zero_point` broadcast against `x`.
+    """
+    return torch.clamp(torch.round(x / scale) + zero_point, qmin, qmax)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Real values of grid values: `(q - zero_point) * scale`, as ONNX's DequantizeLinear."""
+    return (q - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """`dequantize(quantize(x))`, differentiable in `x` and `scale`.
+
+    Rounding is passed straight through: with v = x / scale and q = round(v) clamped,
+    dy/dx = 1 inside the range and 0 outside; dy/dscale = q - v inside and q outside
+    (Esser et al., Learned Step Size Quantization, 2020, eq. 3). `scale` and `zero_point` have
+    a shape that broadcasts against `x`; the result has x's shape.
+    """
+    return _FakeQuantize.apply(x, scale, qmin - zero_point, qmax - zero_point)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Fake quantization in four passes over memory, with the gradient worked out by hand."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        ratio = x / scale
+        q = torch.round(ratio)
+        inside = (q >= low) & (q <= high)
+        q.clamp_(low, high)
+        ctx.scale_shape = scale.shape
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(inside, q - ratio.mul_(inside))
+        else:
+            ctx.save_for_backward(inside)
+        return q.mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        inside, *slope = ctx.saved_tensors
+        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        grad_scale = (grad * slope[0]).sum_to_size(ctx.scale_shape) if slope else None
+        return grad_x, grad_scale, None, None
+
+
+def scale_and_zero_point(
+    low: Tensor, high: Tensor, qmin: int, qmax: int, *, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Scale and integer zero point of a grid that covers [low, high] and holds zero exactly.
+
+    Asymmetric (Li et al., 2022, eq. 1): scale = (high - low) / (qmax - qmin). Symmetric: the
+    larger of |low| / |qmin| and high / qmax, zero point 0. The scale is positive and normal even
+    for an empty range, so that a constant zero stays zero.
+    """
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    smallest = torch.finfo(low.dtype).tiny * 2**20
+    if symmetric:
+        scale = torch.maximum(low / qmin, high / qmax).clamp(min=smallest)
+        return scale, torch.zeros_like(scale)
+    scale = ((high - low) / (qmax - qmin)).clamp(min=smallest)
+    return scale, torch.clamp(torch.round(qmin - low / scale), qmin, qmax)

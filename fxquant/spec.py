@@ -1,0 +1,122 @@
+"""What to quantize and how: the integer grid of one quantizer, and a whole network's settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
+
+from fxquant.errors import SettingError
+
+MIN_BITS, MAX_BITS = 2, 8
+
+
+def check_bits(bits: int, what: str) -> None:
+    """Raise `SettingError` unless `bits` is a whole number from 2 to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+        raise SettingError(
+            f"{what} is {bits!r}; expected a whole number from {MIN_BITS} to {MAX_BITS}"
+        )
+
+
+@dataclass(frozen=True)
+class QSpec:
+    """The integer grid of one quantizer.
+
+    `signed` grids are symmetric: [-2^(b-1), 2^(b-1) - 1] with zero point 0. Unsigned grids,
+    [0, 2^b - 1], have a zero point, so that zero is always representable. `channel_axis` is
+    the axis that has a scale for each of its channels; None means one scale for the tensor.
+    """
+
+    bits: int
+    signed: bool = False
+    channel_axis: int | None = None
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits, "a quantizer's bit width")
+
+    @property
+    def qmin(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """Bits for the layers whose qualified name matches `pattern` (fnmatch); None keeps them float.
+
+    The bits are those of the layer's weights and of the activations that enter it.
+    """
+
+    pattern: str
+    bits: int | None
+
+    def __post_init__(self) -> None:
+        if not self.pattern:
+            raise SettingError("a layer rule has an empty pattern", "write NAME=BITS or NAME=float")
+        if self.bits is not None:
+            check_bits(self.bits, f"the bit width of layer rule '{self.pattern}'")
+
+    @classmethod
+    def parse(cls, text: str) -> LayerRule:
+        """Read `NAME=BITS` or `NAME=float`."""
+        pattern, separator, value = text.rpartition("=")
+        if not separator or not (value == "float" or value.isdecimal()):
+            raise SettingError(
+                f"layer rule '{text}' can't be read",
+                "write NAME=BITS or NAME=float, for example 'features.0=8' or 'classifier.*=float'",
+            )
+        return cls(pattern, None if value == "float" else int(value))
+
+    def __str__(self) -> str:
+        return f"{self.pattern}={'float' if self.bits is None else self.bits}"
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """The bits of one layer: its weights, and the activations that enter it."""
+
+    weight: int
+    activation: int
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """How a network is quantized.
+
+    `weight_bits` and `act_bits` are the widths of weights and of the activations that enter a
+    convolution or linear layer; `sum_bits` that of values that only enter additions,
+    concatenations, pooling or the output; `input_bits` that of the network's input.
+    `first_last_bits`, where given, overrides the width of the first and last layer. `layers`
+    are rules over qualified module names; the last match wins.
+    """
+
+    weight_bits: int = 4
+    act_bits: int = 4
+    sum_bits: int = 8
+    input_bits: int = 8
+    first_last_bits: int | None = None
+    layers: tuple[LayerRule, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_bits") and value is not None:
+                check_bits(value, field.name)
+
+    def layer_bits(self, name: str, *, first_or_last: bool = False) -> LayerBits | None:
+        """Bits of the layer with this qualified name; None where it stays in floating point."""
+        bits: LayerBits | None = LayerBits(self.weight_bits, self.act_bits)
+        if first_or_last and self.first_last_bits is not None:
+            bits = LayerBits(self.first_last_bits, self.first_last_bits)
+        for rule in self.layers:
+            if fnmatchcase(name, rule.pattern):
+                bits = None if rule.bits is None else LayerBits(rule.bits, rule.bits)
+        return bits
+
+    def to_dict(self) -> dict:
+        """Plain values for TOML and JSON; rules as `NAME=BITS`."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        return values | {"layers": [str(rule) for rule in self.layers]}
