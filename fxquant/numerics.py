@@ -37,9 +37,10 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
         ratio = x / scale
-        q = torch.round(ratio)
-        inside = (q >= low) & (q <= high)
-        q.clamp_(low, high)
+        # Bounds are integers, so clamping before or after rounding gives the same.
+        q = torch.clamp(ratio, low, high)
+        inside = q == ratio
+        q.round_()
         ctx.scale_shape = scale.shape
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(inside, q - ratio.mul_(inside))

@@ -135,8 +135,7 @@ _METHODS: dict[str, str] = {
     "mul_": "mul",
     "mean": "average",
     **dict.fromkeys(
-        "flatten view reshape permute transpose squeeze unsqueeze contiguous chunk split "
-        "narrow expand expand_as unflatten detach clone t".split(),
+        ["flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "chunk", "split", "narrow", "expand", "expand_as", "unflatten", "detach", "clone", "t"],
         "move",
     ),
 }

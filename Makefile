@@ -1,0 +1,37 @@
+# `make demo` and `make test` work right after a clone: each makes the environment that it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   train a small network, forget its data, quantize it to 4 bits (about 3 minutes)"
+	@echo "make test   run the tests"
+	@echo "make lint   check style and formatting"
+	@echo "make clean  remove the environment, caches and the demo's files"
+	@echo "PYTHON=...  the Python to use, 3.10 or newer (python3)"
+
+demo: $(VENV)/.demo-installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" examples/digits/run.sh
+
+test: $(VENV)/.test-installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# A stamp for each extra: installed again only when what the project declares has changed.
+$(VENV)/.%-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: fxquant needs Python 3.10 or newer"; echo "hint: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,85 @@
+"""What commands print: results to stdout, status to stderr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from fxquant.run_folder import MODEL, PAGE
+
+
+def status(text: str) -> None:
+    """One line about what is going on, to stderr."""
+    click.echo(text, err=True)
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The report as JSON, to stdout."""
+    click.echo(json.dumps(report, indent=1))
+
+
+def print_summary(report: dict[str, Any], folder: Path) -> None:
+    """One table of what came out, and where it lies, to stdout."""
+    table = Table(title=f"{report['model']['name']}, {_widths(report)}", title_justify="left")
+    table.add_column("")
+    table.add_column("float", justify="right")
+    table.add_column("quantized", justify="right")
+    for row in _rows(report):
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    for line in _notes(report):
+        console.print(line)
+    console.print(f"model   {folder / MODEL}", soft_wrap=True)
+    console.print(f"report  {folder / PAGE}", soft_wrap=True)
+
+
+def _widths(report: dict[str, Any]) -> str:
+    config = report["settings"]["config"]
+    return f"W{config['weight_bits']}A{config['act_bits']}, {report['settings']['recipe']['name']}"
+
+
+def _rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    size, bitops = report["size"], report["bitops"]
+    rows = [
+        ("weights", megabytes(size["float_bytes"]), megabytes(size["weights_bytes"])),
+        ("ONNX file", "", megabytes(size["onnx_bytes"])),
+        ("BitOps", f"{bitops['float'] / 1e9:.3g} G", f"{bitops['quantized'] / 1e9:.3g} G"),
+    ]
+    quality = report["quality"]
+    if quality["agreement"] is not None:
+        rows.append(("same decision, generated images", "", f"{quality['agreement']:.1f} %"))
+    rows.append(("SQNR of the output, generated images", "", f"{quality['output_sqnr_db']:.1f} dB"))
+    accuracy = report["accuracy"]
+    if accuracy:
+        what = f"accuracy on {accuracy['data']}"
+        rows.append((what, f"{accuracy['teacher']:.2f} %", f"{accuracy['student']:.2f} %"))
+        rows.append(("accuracy of the ONNX file", "", f"{accuracy['onnx']:.2f} %"))
+    return rows
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    summary, parity = report["summary"], report["parity"]
+    lines = [
+        f"{summary['layers_quantized']} layers quantized, {summary['layers_float']} left float"
+    ]
+    for part in report["float"][:5]:
+        lines.append(f"  float: {part['name']} ({part['what']}): {part['reason']}")
+    if len(report["float"]) > 5:
+        lines.append(f"  and {len(report['float']) - 5} more: see the report")
+    word = "passed" if parity["passed"] else "FAILED"
+    lines.append(
+        f"parity {word}: {parity['convolutions_integer']} of {parity['convolutions']} convolutions "
+        f"in integer kernels of ONNX Runtime"
+    )
+    return lines
+
+
+def megabytes(count: float) -> str:
+    """A number of bytes as a person reads it."""
+    return f"{count / 1e6:.3g} MB" if count >= 1e5 else f"{count / 1e3:.3g} kB"

@@ -1,0 +1,72 @@
+"""`fxquant quantize`: a trained network in, a low-bit ONNX file and a report out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from fxquant.cli.options import BITS, CHANNEL_VALUES, SHAPE
+
+
+@click.command(short_help="Quantize a trained network without data.")
+@click.argument("model")
+@click.option("--bits", type=BITS, help="Width of weights and activations, 2 to 8.  [default: 4]")
+@click.option("--weight-bits", type=BITS, help="Width of weights alone.")
+@click.option("--act-bits", type=BITS, help="Width of activations that enter a layer alone.")
+@click.option(
+    "--sum-bits", type=BITS, help="Width of values that are only added or pooled.  [default: 8]"
+)
+@click.option("--first-last-bits", type=BITS, help="Width of the first and the last layer.")
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="NAME=BITS",
+    help="Width of the layers that a pattern names, or 'float'. Repeatable, last match wins.",
+)
+@click.option(
+    "--arch",
+    help="Architecture of a state dict: torchvision:NAME, pytorchcv:NAME or "
+    "package.module:callable.",
+)
+@click.option(
+    "--trust-class",
+    "trust_classes",
+    multiple=True,
+    metavar="CLASS",
+    help="Class that a pickled model may load, as package.module.Class. Repeatable.",
+)
+@click.option("--input-shape", type=SHAPE, metavar="C,H,W", help="Shape of one input image.")
+@click.option("--recipe", help="Method: ddaq or zeroq.  [default: ddaq]")
+@click.option("--preset", help="fast, default or paper.  [default: default]")
+@click.option("--no-finetune", is_flag=True, help="Only calibrate; leave the weights untrained.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--seed", type=click.IntRange(0), help="Seed of all randomness.  [default: 0]")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="recipe.toml of another run; other options override it.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for all results.  [default: MODEL-wBaB beside the working directory's files]",
+)
+@click.option(
+    "--eval-data",
+    type=click.Path(path_type=Path),
+    help="Labelled images (.npz) to measure accuracy on after training.",
+)
+@click.option("--eval-mean", type=CHANNEL_VALUES, default="0", help="Their mean, pixels in 0..1.")
+@click.option("--eval-std", type=CHANNEL_VALUES, default="1", help="Their standard deviation.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+def quantize(model: str, **options) -> int:
+    """Quantize MODEL without data and export it.
+
+    MODEL is a .pt file with a whole module, a .pt or .safetensors state dict with --arch, or
+    torchvision:NAME or pytorchcv:NAME.
+    """
+    from fxquant.cli.quantize_job import run_job
+
+    return run_job(model, **options)

@@ -1,0 +1,132 @@
+"""What `fxquant quantize` does once its options are read."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fxquant.cli.console import print_report, print_summary, status
+from fxquant.cli.progress import ProgressWatcher
+from fxquant.exporters.artifacts import export
+
+from fxquant.datafree.recipes import find_recipe
+from fxquant.errors import ParityError, SettingError
+from fxquant.graph.prepare import prepare
+from fxquant.models.load import LoadedModel, load_model
+from fxquant.pipeline import resolve_device, run
+from fxquant.report.evaluate import EvaluationData
+from fxquant.run_folder import LOG, RunFolder, model_hash
+from fxquant.settings import Settings, read_settings
+from fxquant.spec import LayerRule, QConfig
+
+
+def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -> int:
+    """Load, train, export and report; the exit code."""
+    loaded = load_model(model, arch=options["arch"], trust_classes=options["trust_classes"])
+    settings = make_settings(loaded, options)
+    evaluation = _evaluation(options, settings)
+    facts = {"name": loaded.name, "source": loaded.source, "sha256": model_hash(loaded.module)}
+    with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
+        if folder.finished:
+            status(f"this run has already finished: {folder.path}")
+            report = folder.read_report()
+        else:
+            report = _run(loaded, settings, folder, facts, evaluation)
+        print_report(report) if as_json else print_summary(report, folder.path)
+    _require_parity(report)
+    return 0
+
+
+def _run(
+    loaded: LoadedModel,
+    settings: Settings,
+    folder: RunFolder,
+    facts: dict[str, Any],
+    evaluation: EvaluationData | None,
+) -> dict[str, Any]:
+    with _log_file(folder.path / LOG), ProgressWatcher(folder) as watcher:
+        prepared = prepare(loaded.module, settings.config, settings.input_shape)
+        state = folder.load_checkpoint()
+        if state is not None:
+            status(f"continuing an interrupted run in {folder.path}")
+        result = run(prepared, settings, watcher=watcher, state=state)
+        watcher.say("export and parity")
+        report = export(result, folder.path, model=facts, evaluation=evaluation)
+        folder.drop_checkpoint()
+    return report
+
+
+def make_settings(loaded: LoadedModel, options: dict[str, Any]) -> Settings:
+    """Settings of a recipe.toml where one is given, else the defaults, with options over them."""
+    file = options["config_file"]
+    base = read_settings(file) if file else None
+    shape = options["input_shape"] or (base and base.input_shape) or loaded.input_shape
+    if not shape:
+        raise SettingError(
+            f"the model {loaded.name} does not say what input it takes",
+            "give it as --input-shape C,H,W, for example --input-shape 3,32,32",
+        )
+    config = _bits(base.config if base else QConfig(), options)
+    recipe = base.recipe if base else None
+    if recipe is None or options["recipe"] or options["preset"]:
+        recipe = find_recipe(options["recipe"] or "ddaq", options["preset"] or "default")
+    if options["no_finetune"]:
+        recipe = recipe.without_fine_tuning()
+    device = resolve_device(options["device"] or (base.device if base else "auto"))
+    seed = options["seed"] if options["seed"] is not None else (base.seed if base else 0)
+    return Settings(tuple(shape), config, recipe, seed, device)
+
+
+def _bits(config: QConfig, options: dict[str, Any]) -> QConfig:
+    given = {
+        "weight_bits": options["weight_bits"] or options["bits"],
+        "act_bits": options["act_bits"] or options["bits"],
+        "sum_bits": options["sum_bits"],
+        "first_last_bits": options["first_last_bits"],
+        "layers": tuple(LayerRule.parse(text) for text in options["layers"]),
+    }
+    return replace(config, **{name: value for name, value in given.items() if value})
+
+
+def _evaluation(options: dict[str, Any], settings: Settings) -> EvaluationData | None:
+    if options["eval_data"] is None:
+        return None
+    data = EvaluationData(options["eval_data"], options["eval_mean"], options["eval_std"])
+    data.check(settings.input_shape)
+    return data
+
+
+def _default_output(loaded: LoadedModel, settings: Settings) -> Path:
+    config = settings.config
+    return Path(f"{loaded.name}-w{config.weight_bits}a{config.act_bits}")
+
+
+def _require_parity(report: dict[str, Any]) -> None:
+    parity = report["parity"]
+    if not parity["passed"]:
+        where = parity.get("diverges_at")
+        raise ParityError(
+            "the exported file does not compute what the student does"
+            + (f": the first tensor that diverges is {where}" if where else ""),
+            "the file is marked as failed; report.json has the figures",
+        )
+
+
+@contextmanager
+def _log_file(path: Path):
+    """Write the package's log to a file while the block runs."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("fxquant")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()

@@ -1,0 +1,130 @@
+"""torch.onnx's part of the export: from a frozen student to an onnx-ir model, not yet laid out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript
+import onnxscript.optimizer
+import onnxscript.rewriter
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import opset21 as op
+from torch.fx import GraphModule
+
+from fxquant.errors import ExportError
+from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
+
+# Their warnings are about how torch traces, which the one who exports can't act upon.
+_CHATTY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+_GRIDS = {ir.DataType.UINT8: np.uint8, ir.DataType.INT8: np.int8}
+
+
+def capture(frozen: GraphModule, input_shape: tuple[int, ...], opset: int) -> ir.Model:
+    """The ONNX form of a frozen student, constants folded and nodes simplified.
+
+    `input_shape` is (channels, height, width). The input is named `input`, with a dynamic first
+    dimension `batch`; the outputs are `output`, or `output_0`, `output_1`, ... where there are
+    several. Raises ExportError where torch.export or torch.onnx gives up.
+    """
+    with _quiet():
+        program = _export(frozen, input_shape)
+        count = len(program.graph_signature.user_outputs)
+        names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+        try:
+            model = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=False,  # torch's optimizer merges equal weights, and their names
+                opset_version=opset,
+                input_names=["input"],
+                output_names=names,
+                custom_translation_table=_TRANSLATIONS,
+            ).model
+        except Exception as error:
+            raise ExportError(
+                f"torch.onnx can't translate the model: {_first_line(error)}"
+            ) from error
+        _simplify(model)
+    return model
+
+
+def _export(frozen: GraphModule, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    # Two images: torch.export takes a size of one for a constant.
+    example = torch.zeros(2, *input_shape)
+    batch = torch.export.Dim("batch")
+    try:
+        return torch.export.export(frozen, (example,), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:
+        raise ExportError(
+            f"torch.export can't take the model with a free batch size: {_first_line(error)}",
+            "the model's forward must work for any number of images",
+        ) from error
+
+
+def _quantize_dequantize(x, scale, zero_point, qmin: int, qmax: int, axis=None):
+    q = op.QuantizeLinear(x, scale, zero_point, axis=1 if axis is None else axis)
+    grid = _GRIDS[zero_point.dtype]
+    low, high = np.iinfo(grid).min, np.iinfo(grid).max
+    if (qmin, qmax) != (low, high):
+        q = op.Clip(
+            q,
+            *(
+                None if bound == end else _constant(grid(bound))
+                for bound, end in ((qmin, low), (qmax, high))
+            ),
+        )
+    return op.DequantizeLinear(q, scale, zero_point, axis=1 if axis is None else axis)
+
+
+def _dequantize(q, scale, axis=None):
+    return op.DequantizeLinear(q, scale, axis=1 if axis is None else axis)
+
+
+def _constant(value: np.generic):
+    return op.Constant(value=ir.tensor(value))
+
+
+_TRANSLATIONS = {
+    QUANTIZE_DEQUANTIZE: _quantize_dequantize,
+    DEQUANTIZE: _dequantize,
+}
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold what is constant about shapes; QuantizeLinear and DequantizeLinear are left alone."""
+    passes.InlinePass()(model)
+    onnxscript.optimizer.fold_constants_ir(model)
+    onnxscript.rewriter.rewrite(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.IdentityEliminationPass()(model)
+    passes.OutputFixPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence warnings and loggers of the exporting libraries while the block runs."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,84 @@
+"""Turn a float clip before QuantizeLinear into a clip of its integers, which kernels can fuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from fxquant.exporters.share_scalars import scalar
+
+
+def fold_clips(model: ir.Model) -> int:
+    """Fold each float Clip that only one QuantizeLinear reads; the number folded.
+
+    Rounding keeps order, so quantize(clip(x, a, b)) = clip(quantize(x), quantize(a),
+    quantize(b)) exactly. With the Clip of a ReLU6 in between, ONNX Runtime would leave the
+    convolution before it in floating point.
+    """
+    folded = 0
+    for clip in [node for node in model.graph if node.op_type == "Clip"]:
+        quantize = _only_reader(clip, "QuantizeLinear")
+        bounds = _float_bounds(clip)
+        if quantize is None or bounds is None:
+            continue
+        limits = _grid_limits(quantize)
+        low, high = (_quantize(bound, quantize, limits) for bound in bounds)
+        quantize.replace_input_with(0, clip.inputs[0])
+        _tighten(model.graph, quantize, low, high, limits)
+        model.graph.remove(clip, safe=True)
+        folded += 1
+    return folded
+
+
+def _only_reader(node: ir.Node, op_type: str) -> ir.Node | None:
+    output = node.outputs[0]
+    readers = list(output.consumers())
+    if output.is_graph_output() or len(readers) != 1 or readers[0].op_type != op_type:
+        return None
+    return readers[0]
+
+
+def _float_bounds(clip: ir.Node) -> tuple[float, float] | None:
+    """Bounds of a float Clip with constant bounds; None for any other."""
+    bounds = [-np.inf, np.inf]
+    for i, value in enumerate(clip.inputs[1:3]):
+        if value is not None:
+            if value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
+                return None
+            bounds[i] = float(value.const_value.numpy())
+    return (bounds[0], bounds[1])
+
+
+def _grid_limits(quantize: ir.Node) -> np.iinfo:
+    return np.iinfo(quantize.inputs[2].const_value.dtype.numpy())
+
+
+def _quantize(x: float, quantize: ir.Node, limits: np.iinfo) -> int:
+    scale, zero_point = (value.const_value.numpy() for value in quantize.inputs[1:3])
+    q = np.rint(np.float32(x) / scale) + np.float32(zero_point)
+    return int(np.clip(q, limits.min, limits.max))
+
+
+def _tighten(graph: ir.Graph, quantize: ir.Node, low: int, high: int, limits: np.iinfo) -> None:
+    """Clip the integers of `quantize` to [low, high], in the Clip that follows or a new one."""
+    clip = _only_reader(quantize, "Clip")
+    if clip is not None:
+        low = max(low, _bound(clip, 1, limits.min))
+        high = min(high, _bound(clip, 2, limits.max))
+        clip.outputs[0].replace_all_uses_with(quantize.outputs[0])
+        graph.remove(clip, safe=True)
+    if (low, high) == (limits.min, limits.max):
+        return
+    ends = [
+        None if value == end else scalar(graph, limits.dtype.type(value))
+        for value, end in ((low, limits.min), (high, limits.max))
+    ]
+    new = ir.node("Clip", [quantize.outputs[0], *ends])
+    quantize.outputs[0].replace_all_uses_with(new.outputs[0])
+    new.replace_input_with(0, quantize.outputs[0])
+    graph.insert_after(quantize, new)
+
+
+def _bound(clip: ir.Node, index: int, default: int) -> int:
+    value = clip.inputs[index] if len(clip.inputs) > index else None
+    return default if value is None else int(value.const_value.numpy())

@@ -1,0 +1,49 @@
+"""How the numbers of a student are laid out in ONNX: a layout is a list of passes.
+
+Each pass edits an onnx-ir model in place and returns how often it changed something.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from fxquant.exporters.fold_clips import fold_clips
+from fxquant.exporters.gemm_zero_points import gemm_zero_points
+from fxquant.exporters.pack_weights import pack_weights
+from fxquant.exporters.share_scalars import share_scalars
+from fxquant.exporters.sink_dequantize import sink_dequantize
+from fxquant.exporters.strip import strip
+from fxquant.exporters.tensor_names import name_tensors
+
+logger = logging.getLogger(__name__)
+
+Pass = Callable[[ir.Model], int]
+
+# Made for ONNX Runtime's integer kernels: weights packed on disk and cast to int8, activations
+# uint8 with an integer clip to the grid of fewer bits.
+RUNTIME: tuple[Pass, ...] = (
+    fold_clips,
+    sink_dequantize,
+    gemm_zero_points,
+    pack_weights,
+    share_scalars,
+    strip,
+    name_tensors,
+)
+
+LAYOUTS: dict[str, tuple[Pass, ...]] = {"runtime": RUNTIME}
+
+
+def apply_layout(model: ir.Model, layout: tuple[Pass, ...]) -> dict[str, int]:
+    """Run the passes of a layout in order, in place; changes by the name of the pass."""
+    counts: dict[str, int] = {}
+    for edit in layout:
+        counts[edit.__name__] = edit(model)
+        logger.debug("layout pass %s: %d changes", edit.__name__, counts[edit.__name__])
+    passes.TopologicalSortPass()(model)
+    passes.NameFixPass()(model)
+    return counts

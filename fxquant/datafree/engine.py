@@ -1,0 +1,270 @@
+"""The data-free engine: runs any recipe, phase by phase, on one teacher and its student."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxquant.calibration import calibrate, correct_biases
+from fxquant.datafree.history import History
+from fxquant.datafree.importance import Importance, measure_importance
+from fxquant.datafree.objective import Objective
+from fxquant.datafree.recipe import Recipe, Term
+from fxquant.datafree.samplers import SAMPLERS, PixelSampler, Replay, cosine
+from fxquant.errors import DivergenceError, SettingError
+from fxquant.quantizer import Quantizer
+
+logger = logging.getLogger(__name__)
+
+FLUSH_EVERY = 20
+HELD_BACK = 256
+
+
+class Watcher(Protocol):
+    """What an engine tells while it runs; every method may be left empty."""
+
+    def phase(self, name: str, total: int) -> None:
+        """A phase of `total` steps begins."""
+
+    def step(self, done: int, values: dict[str, float]) -> None:
+        """`done` steps of the phase are done; the newest losses by curve name."""
+
+    def checkpoint(self, engine: Engine) -> None:
+        """The engine is between two steps, and its `state_dict` may be saved."""
+
+
+class SilentWatcher:
+    """Says nothing."""
+
+    def phase(self, name: str, total: int) -> None:
+        """Nothing."""
+
+    def step(self, done: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def checkpoint(self, engine: Engine) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of the run: `run(step)` is called `total` times."""
+
+    name: str
+    total: int
+    run: Callable[[int], None]
+
+
+class Engine:
+    """Trains `student` to compute what `teacher` does, in place, without any data.
+
+    `image_shape` is (channels, height, width). Everything random comes from `seed`, drawn on the
+    host, so that a seed repeats on the same machine. `run` goes through the recipe's phases;
+    between two steps `state_dict` holds all there is to continue from.
+    """
+
+    def __init__(
+        self,
+        teacher: GraphModule,
+        student: GraphModule,
+        recipe: Recipe,
+        image_shape: tuple[int, ...],
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        watcher: Watcher | None = None,
+    ):
+        self.recipe, self.seed, self.watcher = recipe, seed, watcher or SilentWatcher()
+        self.device = torch.device(device)
+        layout = {"memory_format": torch.channels_last} if len(image_shape) == 3 else {}
+        self.teacher = teacher.to(self.device, **layout)
+        self.student = student.to(self.device, **layout)
+        self.objective = Objective(self.teacher, self.student)
+        _check_terms(recipe, self.objective)
+        self.rng = torch.Generator().manual_seed(seed)
+        make_sampler = SAMPLERS[recipe.sampler.kind]
+        schedule = recipe.schedule
+        self.sampler = make_sampler(
+            recipe.sampler, image_shape, schedule.batch, self.rng, self.device
+        )
+        self.replay = Replay(schedule.replay, schedule.crop, self.rng) if schedule.replay else None
+        self.optimizer = _student_optimizer(self.student, recipe)
+        self.history = History()
+        self.importance: Importance | None = None
+        self.held_back: Tensor | None = None
+        self.seconds: dict[str, float] = {}
+        self.phase_index, self.step = 0, 0
+
+    def run(self) -> None:
+        """Go through the phases, from wherever the state stands."""
+        phases = self._phases()
+        while self.phase_index < len(phases):
+            phase = phases[self.phase_index]
+            self.watcher.phase(phase.name, phase.total)
+            start = time.perf_counter()
+            while self.step < phase.total:
+                phase.run(self.step)
+                self.step += 1
+                if self.step % FLUSH_EVERY == 0 or self.step == phase.total:
+                    self.watcher.step(self.step, self.history.flush())
+                    self.watcher.checkpoint(self)
+            spent = time.perf_counter() - start
+            self.seconds[phase.name] = self.seconds.get(phase.name, 0.0) + spent
+            logger.info("phase %s: %d steps in %.1f s", phase.name, phase.total, spent)
+            self.phase_index, self.step = self.phase_index + 1, 0
+
+    def _phases(self) -> list[Phase]:
+        """What the recipe asks for, in order; phases without steps are left out."""
+        schedule, batches = self.recipe.schedule, self.recipe.sampler.batches
+        fine_tunes = schedule.steps > 0
+        seeks_difference = any(t.needs_student for t in self.recipe.sample_terms)
+        adversarial = schedule.adversarial if seeks_difference and not fine_tunes else 0
+        phases = [
+            Phase("warm-up", schedule.warmup * batches, self._warm_up),
+            Phase("importance", int(self.recipe.uses_importance), self._measure_importance),
+            Phase("calibration", 1, self._calibrate),
+            Phase("adversarial", adversarial, self._adversarial),
+            Phase("recalibration", int(adversarial > 0), self._calibrate),
+            Phase("fine-tuning", schedule.steps, self._fine_tune),
+        ]
+        return [phase for phase in phases if phase.total]
+
+    def _warm_up(self, step: int) -> None:
+        """The sampler alone, on the terms that need no student."""
+        warmup = self.recipe.schedule.warmup
+        terms = [t for t in self.recipe.sample_terms if not t.needs_student]
+        self._sampler_step("warm-up", terms, cosine(step % warmup, warmup) * 0.9 + 0.1)
+        if isinstance(self.sampler, PixelSampler) and (step + 1) % warmup == 0:
+            self.sampler.finish_batch()
+
+    def _measure_importance(self, step: int) -> None:
+        settings = self.recipe.importance
+        images = self.sampler.collect(settings.images).contiguous()
+        self.importance = measure_importance(
+            self.teacher, images, method=settings.method, probes=settings.probes, rng=self.rng
+        )
+        self.objective.set_importance(self.importance, settings.normalize)
+
+    def _calibrate(self, step: int) -> None:
+        images = self.sampler.collect(self.recipe.schedule.calibration_images)
+        calibrate(self.student, images)
+        if self.recipe.schedule.correct_biases:
+            correct_biases(self.teacher, self.student, images)
+        if self.replay is not None and self.recipe.schedule.steps:
+            self.replay.add(self.sampler.collect(self.replay.capacity))
+        self.held_back = self.sampler.collect(HELD_BACK)
+
+    def _adversarial(self, step: int) -> None:
+        """The sampler against a student that stays as it was calibrated."""
+        self._sampler_step("adversarial", self.recipe.sample_terms, 0.1)
+
+    def _fine_tune(self, step: int) -> None:
+        """Algorithm 1 of the paper: a sampler step where one is due, then a student step."""
+        schedule = self.recipe.schedule
+        rate = cosine(step, schedule.steps)
+        if step % schedule.sampler_every == 0:
+            images = self._sampler_step("fine-tuning", self.recipe.sample_terms, 0.1)
+            if self.replay is not None:
+                self.replay.add(images)
+        with torch.no_grad():
+            drawn = self.sampler.draw() if self.replay is None else self.replay.draw(schedule.batch)
+        self._student_step(drawn.contiguous(memory_format=torch.channels_last), rate)
+
+    def _sampler_step(
+        self, phase: str, terms: list[Term] | tuple[Term, ...], rate: float
+    ) -> Tensor:
+        """One step of the sampler on fresh images; the images, as they were before it."""
+        images = self.sampler.draw()
+        with_student = any(term.needs_student for term in terms)
+        self.student.requires_grad_(False)
+        view = self.objective.view(images, with_student=with_student, teacher_grad=True)
+        loss = self._add_up(phase, "sampler", terms, view)
+        self.sampler.step(loss, rate)
+        self.student.requires_grad_(True)
+        return images.detach()
+
+    def _student_step(self, images: Tensor, rate: float) -> None:
+        view = self.objective.view(images, with_student=True, teacher_grad=False)
+        loss = self._add_up("fine-tuning", "student", self.recipe.student_terms, view)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * rate
+        self.optimizer.step()
+
+    def _add_up(self, phase: str, who: str, terms, view) -> Tensor:
+        parts = self.objective.losses(terms, view)
+        total = torch.stack([weight * value for weight, value in parts.values()]).sum()
+        self.history.add(
+            phase, {f"{who}.{name}": value for name, (_, value) in parts.items()} | {who: total}
+        )
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later process needs to continue exactly here."""
+        return {
+            "phase_index": self.phase_index,
+            "step": self.step,
+            "rng": self.rng.get_state(),
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "replay": self.replay.state_dict() if self.replay else None,
+            "history": self.history.state_dict(),
+            "importance": self.importance and vars(self.importance),
+            "held_back": self.held_back,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stand where the engine stood that gave this `state_dict`."""
+        self.phase_index, self.step = state["phase_index"], state["step"]
+        self.rng.set_state(state["rng"].cpu())
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sampler.load_state_dict(state["sampler"])
+        if self.replay is not None:
+            self.replay.load_state_dict(state["replay"])
+        self.history.load_state_dict(state["history"])
+        if state["importance"]:
+            self.importance = Importance(**state["importance"])
+            self.objective.set_importance(self.importance, self.recipe.importance.normalize)
+        self.held_back, self.seconds = state["held_back"], dict(state["seconds"])
+
+
+def _check_terms(recipe: Recipe, objective: Objective) -> None:
+    if not objective.targets and any(t.loss == "bn_statistics" for t in recipe.sample_terms):
+        raise SettingError(
+            f"recipe '{recipe.name}' matches batch norm statistics, and the model has no batch "
+            "norm with running statistics: there is nothing to match",
+            "calibrate on images of your own through the library: fxquant.prepare, then "
+            "fxquant.calibrate(prepared.student, images), then fxquant.export",
+        )
+
+
+def _student_optimizer(student: GraphModule, recipe: Recipe) -> torch.optim.Adam:
+    """Adam with one group for weights and biases, one for the quantizers' scales."""
+    student.requires_grad_(True)
+    scales = [m.log_scale for m in student.modules() if isinstance(m, Quantizer)]
+    chosen = {id(scale) for scale in scales}
+    others = [p for p in student.parameters() if id(p) not in chosen]
+    schedule = recipe.schedule
+    groups = [
+        {"params": others, "lr": schedule.student_lr, "base_lr": schedule.student_lr},
+        {"params": scales, "lr": schedule.scale_lr, "base_lr": schedule.scale_lr},
+    ]
+    return torch.optim.Adam(groups)
+
+
+def require_finite(student: GraphModule) -> None:
+    """Raise DivergenceError that names the first parameter that is not finite."""
+    for name, value in student.state_dict().items():
+        if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+            raise DivergenceError(f"training diverged: {name} of the student is not finite")

@@ -1,0 +1,172 @@
+"""Layer importance: the average Hessian trace of each layer, by Hutchinson's estimator.
+
+Li et al., 2022, eq. 5 to 7: h_i = Tr(H_i) / m_i with Tr(H) = E[v^T H v], v of Rademacher signs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fxquant.graph.ops import WEIGHTED, kind, module_table
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Average Hessian trace of each layer with its standard error, in graph order."""
+
+    layers: tuple[str, ...]
+    trace: tuple[float, ...]
+    standard_error: tuple[float, ...]
+
+    def normalized(self, how: str) -> dict[str, float]:
+        """h by layer name, brought to order 1.
+
+        `mean` divides by the mean and clips to [0, 10], `max` divides by the largest, `rank`
+        spreads ranks over [0, 2], `none` leaves h as it is. Negative estimates, which are noise,
+        count as 0.
+        """
+        h = torch.tensor(self.trace, dtype=torch.float64).clamp(min=0)
+        tiny = torch.finfo(torch.float64).tiny
+        if how == "mean":
+            h = (h / h.mean().clamp(min=tiny)).clamp(max=10)
+        elif how == "max":
+            h = h / h.max().clamp(min=tiny)
+        elif how == "rank":
+            h = h.argsort().argsort().double() * 2 / max(len(h) - 1, 1)
+        return dict(zip(self.layers, h.tolist(), strict=True))
+
+
+def measure_importance(
+    teacher: GraphModule,
+    images: Tensor,
+    *,
+    method: str = "gauss-newton",
+    probes: int = 50,
+    labels: Tensor | None = None,
+    rng: torch.Generator | None = None,
+) -> Importance:
+    """Average Hessian trace of each convolution and linear layer of `teacher` on `images`.
+
+    `gauss-newton` is the trace of the generalised Gauss-Newton matrix of the teacher's own
+    outputs: never negative, one backward pass a probe, no labels. For logits (n, classes) it is
+    that of the cross-entropy, with labels drawn from the teacher's softmax (Fisher); for other
+    outputs that of half their squared error. `hessian` is the paper's cross-entropy Hessian,
+    on `labels` (n,) or, without them, on the teacher's most likely classes. The number of probes
+    is fixed; the standard error tells what they leave uncertain.
+    """
+    rng = rng or torch.Generator().manual_seed(0)
+    modules = module_table(teacher)
+    names = list(
+        dict.fromkeys(
+            str(n.target)
+            for n in teacher.graph.nodes
+            if n.op == "call_module" and kind(n, modules) in WEIGHTED
+        )
+    )
+    weights = [modules[name].weight for name in names]
+    probe = _fisher_probe if method == "gauss-newton" else _hessian_probe
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        samples = probe(teacher, weights, images, labels, probes, rng)
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+    sizes = torch.tensor([w.numel() for w in weights], dtype=torch.float64)
+    average = samples / sizes
+    error = average.std(0) / probes**0.5
+    return Importance(tuple(names), tuple(average.mean(0).tolist()), tuple(error.tolist()))
+
+
+def _fisher_probe(
+    teacher: nn.Module,
+    weights: list[Tensor],
+    images: Tensor,
+    labels: Tensor | None,
+    probes: int,
+    rng: torch.Generator,
+) -> Tensor:
+    """Rows of |J^T u|^2 per layer, u random with E[u u^T] = the loss's Hessian in the outputs."""
+    rows = []
+    outputs = [o for o in _flatten(teacher(images)) if o.requires_grad]
+    for index in range(probes):
+        cotangents = [_output_noise(output.detach(), rng) for output in outputs]
+        gradients = torch.autograd.grad(
+            outputs, weights, cotangents, retain_graph=index + 1 < probes, materialize_grads=True
+        )
+        rows.append(torch.stack([g.double().square().sum() for g in gradients]))
+    return torch.stack(rows).cpu() / len(images)
+
+
+def _output_noise(output: Tensor, rng: torch.Generator) -> Tensor:
+    """Noise whose covariance is the Hessian of the loss in this output, independent by sample."""
+    if output.dim() != 2:
+        return _signs(output.shape, rng).to(output) * (len(output) / output.numel()) ** 0.5
+    p = output.softmax(1).cpu()
+    drawn = torch.multinomial(p, 1, generator=rng)
+    noise = F.one_hot(drawn[:, 0], p.shape[1]) - p
+    return (_signs((len(p), 1), rng) * noise).to(output)
+
+
+def _hessian_probe(
+    teacher: nn.Module,
+    weights: list[Tensor],
+    images: Tensor,
+    labels: Tensor | None,
+    probes: int,
+    rng: torch.Generator,
+) -> Tensor:
+    """Rows of v^T H v per layer for the mean cross-entropy on the batch."""
+    logits = teacher(images)
+    loss = F.cross_entropy(logits, logits.detach().argmax(1) if labels is None else labels)
+    gradients = torch.autograd.grad(loss, weights, create_graph=True)
+    rows = []
+    for index in range(probes):
+        v = [_signs(w.shape, rng).to(w) for w in weights]
+        keep = index + 1 < probes
+        products = torch.autograd.grad(gradients, weights, v, retain_graph=keep)
+        rows.append(torch.stack([(a * b).double().sum() for a, b in zip(v, products, strict=True)]))
+    return torch.stack(rows).detach().cpu()
+
+
+def _signs(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=rng).float() * 2 - 1
+
+
+def _flatten(output) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output
+    return [tensor for value in values for tensor in _flatten(value)]
+
+
+def nearest_layers(teacher: GraphModule, group: str) -> dict[str, str]:
+    """For each tap of a group, by its name, the last layer whose output it depends on."""
+    modules = module_table(teacher)
+    order = {node: index for index, node in enumerate(teacher.graph.nodes)}
+    return {
+        modules[node.target].name: str(layer.target)
+        for node in teacher.graph.nodes
+        if node.op == "call_module"
+        and node.target.startswith(f"{group}.")
+        and (layer := _last_layer_before(node, modules, order)) is not None
+    }
+
+
+def _last_layer_before(node: Node, modules: dict, order: dict[Node, int]) -> Node | None:
+    seen, queue, layers = set(), [node], []
+    while queue:
+        current = queue.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.op == "call_module" and kind(current, modules) in WEIGHTED:
+            layers.append(current)
+        else:
+            queue += current.all_input_nodes
+    return max(layers, key=order.__getitem__, default=None)

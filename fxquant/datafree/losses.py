@@ -1,0 +1,96 @@
+"""Losses of data-free quantization: tensors in, a scalar out, the formula above each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-6
+
+
+class _ScaleSampleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied, sample by sample, by given weights."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(weights)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (weights,) = ctx.saved_tensors
+        return grad * weights.to(grad.dtype).reshape([-1] + [1] * (grad.dim() - 1)), None
+
+
+def scale_sample_gradient(x: Tensor, weights: Tensor) -> Tensor:
+    """`x`, whose gradient with respect to sample b, x[b], is multiplied by weights[b]."""
+    return _ScaleSampleGradient.apply(x, weights)
+
+
+def sample_weights(importance: Tensor, layer: int, batch: int) -> Tensor:
+    """Row of X1 for one layer, shape (batch,): sample b weighs it 1 + h_layer [layer = b mod N].
+
+    X1 = diag(h) + 1 1^T (Li et al., 2022, eq. 10), where "the i-th element acts on the update of
+    the i-th sample": sample b is updated by element j = b mod N of the row L X1, and
+    (L X1)_j = h_j L_j + sum_i L_i.
+    """
+    chosen = torch.arange(batch, device=importance.device) % len(importance) == layer
+    return 1 + importance[layer] * chosen
+
+
+def channel_statistics(x: Tensor, *, per_sample: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel in float32.
+
+    `x` is (batch, channels, ...). The result has shape (channels,), over batch and positions, or
+    (batch, channels), over positions alone, with `per_sample`.
+    """
+    x = x.float()
+    axes = [i for i in range(x.dim()) if i != 1 and (i != 0 or not per_sample)]
+    if not axes:
+        raise ValueError("statistics per sample need at least one position axis")
+    variance, mean = torch.var_mean(x, axes, correction=0)
+    return mean, (variance + EPS).sqrt()
+
+
+def statistics_distance(
+    x: Tensor, mean: Tensor, std: Tensor, *, per_sample: bool = False
+) -> Tensor:
+    """Distance of the statistics of `x`, (batch, channels, ...), from those of a batch norm.
+
+    L_i = |mu~ - mu|^2 + |sigma~ - sigma|^2 (Li et al., 2022, eq. 8), averaged over channels so
+    that width doesn't set its weight, and over samples where statistics are per sample.
+    """
+    found_mean, found_std = channel_statistics(x, per_sample=per_sample)
+    return ((found_mean - mean).square() + (found_std - std).square()).mean()
+
+
+def relative_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean |P - Q| / mean |P| for features P of the teacher and Q of the student.
+
+    Eq. 12 of Li et al., 2022, divided by the teacher's size so that no layer rules by its scale.
+    """
+    teacher = teacher.float()
+    return (teacher - student.float()).abs().mean() / (teacher.detach().abs().mean() + EPS)
+
+
+def relative_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean (P - Q)^2 / mean P^2: the inverse of the signal-to-quantization-noise ratio."""
+    teacher = teacher.float()
+    return (teacher - student.float()).square().mean() / (teacher.detach().square().mean() + EPS)
+
+
+def output_divergence(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """T^2 KL(softmax(P / T) || softmax(Q / T)), mean over the batch, of logits (batch, classes)."""
+    target = F.log_softmax(teacher.float() / temperature, -1)
+    found = F.log_softmax(student.float() / temperature, -1)
+    divergence = F.kl_div(found, target, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
+
+
+def weigh_layers(losses: Sequence[Tensor], importance: Tensor | None) -> Tensor:
+    """L X2 = sum_i (1 + h_i) L_i (Li et al., 2022, eq. 14 and 15); sum_i L_i without h."""
+    stacked = torch.stack(list(losses))
+    return stacked.sum() if importance is None else (stacked * (1 + importance)).sum()

@@ -1,0 +1,154 @@
+"""What a recipe's terms come to on one batch that teacher and student have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxquant.datafree import losses
+from fxquant.datafree.importance import Importance, nearest_layers
+from fxquant.datafree.recipe import Term
+from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, record
+
+
+@dataclass(frozen=True)
+class View:
+    """What one batch of images showed: values at the taps, and outputs."""
+
+    images: Tensor
+    bn_inputs: dict[str, Tensor]
+    teacher_features: dict[str, Tensor]
+    teacher_outputs: tuple[Tensor, ...]
+    student_features: dict[str, Tensor]
+    student_outputs: tuple[Tensor, ...]
+
+
+class Objective:
+    """Evaluates terms for one pair of teacher and student.
+
+    Layer importance counts as absent until `set_importance`.
+    """
+
+    def __init__(self, teacher: GraphModule, student: GraphModule):
+        self.teacher, self.student = teacher, student
+        self.targets = _bn_targets(teacher)
+        self.importance: dict[str, Tensor] = {}
+
+    def set_importance(self, importance: Importance, normalize: str) -> None:
+        """Give each tap the importance of the layer before it."""
+        h = importance.normalized(normalize)
+        device = next(iter(self.targets.values()))[0].device if self.targets else None
+        for group in (BN_TAPS, FEATURE_TAPS):
+            values = [h[layer] for layer in nearest_layers(self.teacher, group).values()]
+            self.importance[group] = torch.tensor(values, dtype=torch.float32, device=device)
+
+    def view(self, images: Tensor, *, with_student: bool, teacher_grad: bool) -> View:
+        """Run the teacher, and the student where asked, and keep what the taps see."""
+        with (
+            torch.set_grad_enabled(teacher_grad),
+            record(self.teacher, BN_TAPS) as bn_inputs,
+            record(self.teacher, FEATURE_TAPS) as teacher_features,
+        ):
+            teacher_outputs = flatten(self.teacher(images))
+        student_outputs: tuple[Tensor, ...] = ()
+        student_features: dict[str, Tensor] = {}
+        if with_student:
+            with record(self.student, FEATURE_TAPS) as student_features:
+                student_outputs = flatten(self.student(images))
+        return View(
+            images, bn_inputs, teacher_features, teacher_outputs, student_features, student_outputs
+        )
+
+    def losses(self, terms: Iterable[Term], view: View) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value of each term, by the name of its loss."""
+        return {term.loss: (term.weight, LOSSES[term.loss](self, term, view)) for term in terms}
+
+    def sum_layers(
+        self,
+        term: Term,
+        group: str,
+        values: list[tuple[Tensor, ...]],
+        distance: Callable[..., Tensor],
+    ) -> Tensor:
+        """Sum a distance over the taps of a group under the term's weighting.
+
+        With X1 the value is the plain sum; its gradient is what acts on each sample.
+        """
+        h = self.importance.get(group)
+        if h is None or term.weighting == "none":
+            return losses.weigh_layers([distance(*v) for v in values], None)
+        if term.weighting == "layer":
+            return losses.weigh_layers([distance(*v) for v in values], h)
+        scaled = [
+            tuple(
+                losses.scale_sample_gradient(x, losses.sample_weights(h, i, len(x)))
+                if x.requires_grad
+                else x
+                for x in tensors
+            )
+            for i, tensors in enumerate(values)
+        ]
+        return losses.weigh_layers([distance(*v) for v in scaled], None)
+
+
+def _bn_statistics(objective: Objective, term: Term, view: View) -> Tensor:
+    distance = partial(losses.statistics_distance, per_sample=term.per_sample)
+    values = [(x, *objective.targets[name]) for name, x in view.bn_inputs.items()]
+    return objective.sum_layers(term, BN_TAPS, values, distance)
+
+
+def _input_statistics(objective: Objective, term: Term, view: View) -> Tensor:
+    channels = view.images.shape[1]
+    zero = view.images.new_zeros(channels)
+    return losses.statistics_distance(view.images, zero, zero + 1, per_sample=term.per_sample)
+
+
+def _features(objective: Objective, term: Term, view: View) -> Tensor:
+    distance = losses.relative_l1 if term.distance == "l1" else losses.relative_mse
+    values = [(view.student_features[n], t) for n, t in view.teacher_features.items()]
+    return objective.sum_layers(term, FEATURE_TAPS, values, distance)
+
+
+def _output(objective: Objective, term: Term, view: View) -> Tensor:
+    """Divergence of logits (n, classes); relative squared error of any other output."""
+    pairs = zip(view.student_outputs, view.teacher_outputs, strict=True)
+    return torch.stack(
+        [
+            losses.output_divergence(q, p, temperature=term.temperature)
+            if p.dim() == 2
+            else losses.relative_mse(q, p)
+            for q, p in pairs
+        ]
+    ).sum()
+
+
+LOSSES: dict[str, Callable[[Objective, Term, View], Tensor]] = {
+    "bn_statistics": _bn_statistics,
+    "input_statistics": _input_statistics,
+    "features": _features,
+    "output": _output,
+}
+
+
+def _bn_targets(teacher: GraphModule) -> dict[str, tuple[Tensor, Tensor]]:
+    """Running mean and standard deviation of each tapped batch norm, float32, by tap name."""
+    targets = {}
+    for tap in getattr(teacher, BN_TAPS, torch.nn.Module()).children():
+        bn = teacher.get_submodule(tap.name)
+        std = (bn.running_var.float() + losses.EPS).sqrt()
+        targets[tap.name] = (bn.running_mean.float(), std)
+    return targets
+
+
+def flatten(output) -> tuple[Tensor, ...]:
+    """The tensors of an output that may be nested in tuples, lists and dicts, in order."""
+    if isinstance(output, torch.Tensor):
+        return (output,)
+    if isinstance(output, dict):
+        output = output.values()
+    return tuple(tensor for value in output for tensor in flatten(value))

@@ -1,0 +1,200 @@
+"""A data-free method as data: what draws images, what they minimise, what the student minimises."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from fxquant.errors import SettingError
+
+TERMS = ("bn_statistics", "input_statistics", "features", "output")
+WEIGHTINGS = ("none", "layer", "sample")
+
+
+def _require(condition: bool, message: str, hint: str | None = None) -> None:
+    if not condition:
+        raise SettingError(message, hint)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One weighted loss.
+
+    `loss`: `bn_statistics` (distance to the teacher's batch norm statistics), `input_statistics`
+    (distance of the images from mean 0 and deviation 1), `features` (distance of teacher and
+    student at the feature taps), `output` (divergence of their outputs). A negative `weight`
+    seeks what the loss measures. `weighting` brings in layer importance h: `layer` is X2, a
+    factor 1 + h_i for layer i; `sample` is X1, the same for sample i alone; `none` is neither.
+    `per_sample` takes statistics of each image instead of the batch. `distance` is l1 or mse.
+    """
+
+    loss: str
+    weight: float = 1.0
+    weighting: str = "none"
+    per_sample: bool = False
+    distance: str = "l1"
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        _require(self.loss in TERMS, f"unknown loss '{self.loss}'", f"one of {', '.join(TERMS)}")
+        _require(
+            self.weighting in WEIGHTINGS,
+            f"unknown weighting '{self.weighting}' of loss '{self.loss}'",
+            f"one of {', '.join(WEIGHTINGS)}",
+        )
+        _require(self.distance in ("l1", "mse"), f"unknown distance '{self.distance}'", "l1 or mse")
+        _require(self.temperature > 0, f"temperature is {self.temperature}; expected above 0")
+
+    @property
+    def needs_student(self) -> bool:
+        return self.loss in ("features", "output")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What draws images: `generator` (a network fed with noise) or `images` (pixels themselves).
+
+    `batches` is how many batches of images are optimised one after the other where they are
+    optimised directly; a generator has one life.
+    """
+
+    kind: str
+    lr: float
+    betas: tuple[float, float] = (0.5, 0.999)
+    latent: int = 256
+    width: int = 128
+    batches: int = 1
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind in ("generator", "images"),
+            f"unknown sampler '{self.kind}'",
+            "generator or images",
+        )
+        _require(self.lr > 0, f"the sampler's learning rate is {self.lr}; expected above 0")
+        _require(self.batches > 0, f"batches is {self.batches}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, how large and how fast.
+
+    `warmup`: sampler steps before there is a student; `adversarial`: sampler steps against the
+    calibrated, fixed student where it is not fine-tuned; `steps`: student steps, 0 for
+    calibration only; `sampler_every`: student steps per sampler step. `replay`: images kept for
+    the student to train on, 0 to draw fresh ones each step; `crop`: pixels by which a replayed
+    image is shifted at most, beside being mirrored. Learning rates follow half a cosine to 0.
+    """
+
+    batch: int = 64
+    warmup: int = 400
+    adversarial: int = 100
+    steps: int = 1000
+    sampler_every: int = 1
+    student_lr: float = 1e-3
+    scale_lr: float = 1e-3
+    replay: int = 0
+    crop: int = 0
+    calibration_images: int = 512
+    correct_biases: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "sampler_every", "calibration_images"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected above 0")
+        for item in fields(self):
+            _require(getattr(self, item.name) >= 0, f"{item.name} must not be negative")
+
+
+@dataclass(frozen=True)
+class ImportanceSettings:
+    """How layer importance is measured and normalised: see `fxquant.datafree.importance`."""
+
+    method: str = "gauss-newton"
+    probes: int = 50
+    images: int = 64
+    normalize: str = "mean"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.method in ("gauss-newton", "hessian"),
+            f"unknown importance method '{self.method}'",
+            "gauss-newton or hessian",
+        )
+        _require(
+            self.normalize in ("mean", "max", "rank", "none"),
+            f"unknown importance normalisation '{self.normalize}'",
+            "mean, max, rank or none",
+        )
+        _require(self.probes >= 2, f"importance probes is {self.probes}; expected at least 2")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method: its sampler, the terms that sampler and student minimise, and its schedule."""
+
+    name: str
+    sampler: Sampler
+    sample_terms: tuple[Term, ...]
+    student_terms: tuple[Term, ...] = ()
+    schedule: Schedule = field(default_factory=Schedule)
+    importance: ImportanceSettings = field(default_factory=ImportanceSettings)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.schedule.steps == 0 or bool(self.student_terms),
+            f"recipe '{self.name}' has {self.schedule.steps} student steps and no student terms",
+        )
+
+    @property
+    def uses_importance(self) -> bool:
+        return any(t.weighting != "none" for t in self.sample_terms + self.student_terms)
+
+    def without_fine_tuning(self) -> Recipe:
+        """The same images, calibrated once."""
+        return replace(self, schedule=replace(self.schedule, steps=0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for TOML and JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The inverse of `to_dict`; raises SettingError for an unknown key or a wrong type."""
+        terms = {
+            key: tuple(_build(Term, term, f"recipe.{key}") for term in values.get(key, ()))
+            for key in ("sample_terms", "student_terms")
+        }
+        parts = {
+            key: _build(kind, values.get(key, {}), f"recipe.{key}")
+            for key, kind in _PARTS.items()
+            if key in values or key == "sampler"
+        }
+        return _build(cls, {**values, **terms, **parts}, "recipe")
+
+
+_PARTS = {"sampler": Sampler, "schedule": Schedule, "importance": ImportanceSettings}
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    """Make a dataclass of plain values, with errors that name the key."""
+    _require(isinstance(values, dict), f"{where} is {values!r}; expected a table")
+    known = {item.name: item for item in fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    _require(not unknown, f"unknown key {where}.{unknown[0]}" if unknown else "", ", ".join(known))
+    checked = {
+        key: _coerce(value, known[key].type, f"{where}.{key}") for key, value in values.items()
+    }
+    try:
+        return kind(**checked)
+    except TypeError as error:
+        raise SettingError(f"{where}: {error}") from error
+
+
+def _coerce(value: Any, annotation: str, where: str) -> Any:
+    """Check a TOML value against a field's annotation; an integer is a valid float."""
+    expected = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(annotation)
+    if expected is None:
+        return tuple(value) if isinstance(value, list) else value
+    wrong = not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)
+    _require(not wrong, f"{where} is {value!r}; expected {annotation}")
+    return float(value) if annotation == "float" else value

@@ -1,0 +1,82 @@
+"""The methods, as values: DDAQ and ZeroQ, and the presets that scale them to time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fxquant.datafree.recipe import ImportanceSettings, Recipe, Sampler, Schedule, Term
+from fxquant.errors import SettingError
+
+# Li et al., 2022, Algorithm 1: one generator step, then one student step on a fresh draw;
+# L_G = 0.5 L_bn - 0.5 L_adv (eq. 16), L_Q = L_adv (eq. 17).
+_DDAQ = Recipe(
+    name="ddaq",
+    sampler=Sampler("generator", lr=1e-3),
+    sample_terms=(
+        Term("bn_statistics", 0.5, weighting="sample"),
+        Term("features", -0.5, weighting="layer"),
+    ),
+    student_terms=(Term("features", 1.0, weighting="layer"),),
+    schedule=Schedule(batch=64, warmup=2000, adversarial=2000, steps=8000),
+)
+
+# Cai et al., 2020: images matched one by one to the statistics, and calibration only.
+_ZEROQ = Recipe(
+    name="zeroq",
+    sampler=Sampler("images", lr=0.5, betas=(0.9, 0.999), batches=1),
+    sample_terms=(
+        Term("bn_statistics", per_sample=True),
+        Term("input_statistics", per_sample=True),
+    ),
+    schedule=Schedule(batch=64, warmup=500, adversarial=0, steps=0, correct_biases=False),
+)
+
+# What is known to help most for its time: replay of stored images with shifts and mirroring, and
+# distillation of the output beside the features.
+_DISTILL = (Term("features", 1.0, weighting="layer"), Term("output", 1.0))
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "ddaq": {
+        "paper": _DDAQ,
+        "default": replace(
+            _DDAQ,
+            student_terms=_DISTILL,
+            schedule=Schedule(
+                warmup=400,
+                adversarial=100,
+                steps=1600,
+                sampler_every=8,
+                replay=2048,
+                crop=2,
+            ),
+        ),
+        "fast": replace(
+            _DDAQ,
+            student_terms=_DISTILL,
+            schedule=Schedule(
+                warmup=150,
+                adversarial=0,
+                steps=250,
+                sampler_every=10,
+                replay=1024,
+                crop=2,
+                calibration_images=256,
+            ),
+            importance=ImportanceSettings(probes=20),
+        ),
+    },
+    "zeroq": {
+        "paper": _ZEROQ,
+        "default": replace(_ZEROQ, sampler=replace(_ZEROQ.sampler, batches=2)),
+        "fast": replace(_ZEROQ, schedule=replace(_ZEROQ.schedule, warmup=200)),
+    },
+}
+
+
+def find_recipe(name: str, preset: str) -> Recipe:
+    """The recipe of this name at this preset; raises SettingError for unknown ones."""
+    if name not in RECIPES:
+        raise SettingError(f"unknown recipe '{name}'", f"one of {', '.join(RECIPES)}")
+    if preset not in RECIPES[name]:
+        raise SettingError(f"unknown preset '{preset}'", f"one of {', '.join(RECIPES[name])}")
+    return RECIPES[name][preset]

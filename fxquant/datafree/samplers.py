@@ -1,0 +1,168 @@
+"""Samplers: what draws images. Each has `draw`, `step` on a loss, and a state to save."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant.datafree.generator import Generator, sample_latent
+from fxquant.datafree.recipe import Sampler
+
+
+def cosine(step: int, total: int) -> float:
+    """Half a cosine from 1 to 0 over `total` steps."""
+    return 0.5 * (1 + math.cos(math.pi * min(step, total) / max(total, 1)))
+
+
+class GeneratorSampler:
+    """Images from a generator that is fed with noise."""
+
+    def __init__(
+        self,
+        settings: Sampler,
+        image_shape: tuple[int, ...],
+        batch: int,
+        rng: torch.Generator,
+        device: torch.device,
+    ):
+        self.settings, self.batch, self.rng, self.device = settings, batch, rng, device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+            network = Generator(image_shape, settings.latent, settings.width)
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), settings.lr, betas=settings.betas
+        )
+
+    def draw(self, rng: torch.Generator | None = None) -> Tensor:
+        """A batch of fresh images, (batch, channels, height, width), with their gradient."""
+        latent = sample_latent(self.batch, self.settings.latent, rng or self.rng, self.device)
+        return self.network(latent)
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        """One optimiser step at `rate` times the learning rate."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * rate
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def collect(self, count: int, rng: torch.Generator | None = None) -> Tensor:
+        """At least `count` images cut to that number, drawn batch by batch."""
+        batches = [self.draw(rng) for _ in range(-(-count // self.batch))]
+        return torch.cat(batches)[:count]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class PixelSampler:
+    """Images whose pixels are optimised directly, batch after batch (ZeroQ, Cai et al., 2020)."""
+
+    def __init__(
+        self,
+        settings: Sampler,
+        image_shape: tuple[int, ...],
+        batch: int,
+        rng: torch.Generator,
+        device: torch.device,
+    ):
+        self.settings, self.rng, self.device = settings, rng, device
+        self.shape = (batch, *image_shape)
+        self.finished: list[Tensor] = []
+        self._start()
+
+    def _start(self) -> None:
+        """Uniform noise of 8-bit pixels, centred and scaled as ZeroQ does (about +-0.0235)."""
+        pixels = torch.randint(0, 256, self.shape, generator=self.rng)
+        start = (pixels.float() - 127.5) / 5418.75
+        self.images = start.to(self.device).requires_grad_(True)
+        self.optimizer = torch.optim.Adam([self.images], self.settings.lr, self.settings.betas)
+
+    def draw(self, rng: torch.Generator | None = None) -> Tensor:
+        """The batch that is being optimised, (batch, channels, height, width)."""
+        return self.images
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        """One optimiser step at `rate` times the learning rate."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * rate
+        self.optimizer.step()
+
+    def finish_batch(self) -> None:
+        """Put the batch aside and start another, unless it was the last."""
+        self.finished.append(self.images.detach().clone())
+        if len(self.finished) < self.settings.batches:
+            self._start()
+
+    def collect(self, count: int, rng: torch.Generator | None = None) -> Tensor:
+        """At most `count` of the finished images."""
+        return torch.cat(self.finished or [self.images.detach()])[:count]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "images": self.images.detach(),
+            "finished": self.finished,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.images.data.copy_(state["images"])
+        self.finished = list(state["finished"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+SAMPLERS = {"generator": GeneratorSampler, "images": PixelSampler}
+
+
+class Replay:
+    """A ring of generated images that the student trains on, shifted and mirrored at random."""
+
+    def __init__(self, capacity: int, crop: int, rng: torch.Generator):
+        self.capacity, self.crop, self.rng = capacity, crop, rng
+        self.images: Tensor | None = None
+        self.position = 0
+
+    def add(self, images: Tensor) -> None:
+        """Append images (n, channels, height, width), over the oldest once it is full."""
+        images = images.detach()
+        if self.images is None or len(self.images) < self.capacity:
+            held = images if self.images is None else torch.cat([self.images, images])
+            self.images = held[-self.capacity :]
+            return
+        places = (torch.arange(len(images)) + self.position) % self.capacity
+        self.images[places.to(images.device)] = images
+        self.position = (self.position + len(images)) % self.capacity
+
+    def draw(self, count: int) -> Tensor:
+        """`count` images drawn with replacement."""
+        picked = torch.randint(len(self.images), (count,), generator=self.rng)
+        return self._augment(self.images[picked.to(self.images.device)])
+
+    def _augment(self, images: Tensor) -> Tensor:
+        if not self.crop:
+            return images
+        flips = torch.rand(len(images), generator=self.rng) < 0.5
+        flips = flips.to(images.device)[:, None, None, None]
+        images = torch.where(flips, images.flip(-1), images)
+        height, width = images.shape[-2:]
+        padded = torch.nn.functional.pad(images, [self.crop] * 4, mode="reflect")
+        shifts = torch.randint(2 * self.crop + 1, (2, len(images)), generator=self.rng)
+        parts = zip(padded, *shifts.tolist(), strict=True)
+        return torch.stack([p[:, y : y + height, x : x + width] for p, y, x in parts])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.images, self.position = state["images"], state["position"]

@@ -1,0 +1,174 @@
+"""Which classes a pickled file may name: torch.nn's, those of the model zoos, and the user's.
+
+Files are read by torch's restricted unpickler, which creates and calls nothing outside an
+allow-list. That list is made here, for each file, out of the names that the file holds.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+
+from fxquant.errors import ModelLoadError, UntrustedClassError
+from fxquant.models.imports import import_object, is_dotted, user_modules
+from fxquant.models.wording import first_few
+
+# Where layers and networks live. Narrower than the packages: timm.task, for one, has a module
+# whose constructor downloads, and importing parts of timm.data ends the process.
+_LAYER_PACKAGES = (
+    "torch.nn.",
+    "torchvision.models.",
+    "torchvision.ops.",
+    "torchvision.transforms.",
+    "pytorchcv.models.",
+    "timm.layers.",
+    "timm.models.",
+)
+_PACKAGES = ("torch", "torchvision", "pytorchcv", "timm")
+
+# What networks of these packages hold beside modules. Each was read: plain values and arithmetic.
+_HARMLESS = frozenset(
+    {
+        "torch.nn.functional.relu",
+        "torchvision.models.detection._utils.BalancedPositiveNegativeSampler",
+        "torchvision.models.detection._utils.BoxCoder",
+        "torchvision.models.detection._utils.BoxLinearCoder",
+        "torchvision.models.detection._utils.Matcher",
+        "torchvision.models.detection._utils.SSDMatcher",
+        "torchvision.ops.boxes.box_iou",
+        "pytorchcv.models.nasnet.NasDualPathScheme",
+        "pytorchcv.models.nasnet.nasnet_dual_path_scheme_ordinal",
+        "timm.layers.format.Format",
+    }
+)
+
+# These hold programs: a GraphModule compiles the source code that its pickle carries.
+_PROGRAMS = (fx.GraphModule, torch.jit.ScriptModule)
+
+_TORCH_ADVICE = re.compile(
+    r"Weights only load failed\.|In PyTorch 2\.6, we changed .*|Please (use|file) .*"
+)
+_SAVE_STATE = "save model.state_dict() instead and name the architecture with --arch"
+
+
+def read_pickle(path: Path, trust_classes: Sequence[str] = ()) -> object:
+    """Read what `torch.save` wrote, without running code that the user did not trust.
+
+    Raises UntrustedClassError where the file names other classes, ModelLoadError where it can't
+    be read.
+    """
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    allowed = _allow_list(path, names, frozenset(trust_classes))
+    try:
+        with path.open("rb") as file, torch.serialization.safe_globals(allowed):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def read_legacy_pickle(path: Path) -> object:
+    """Read tensors from the format that torch wrote before 1.6; modules are refused."""
+    try:
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise _unreadable(path, error) from error
+        raise UntrustedClassError(
+            f"'{path}' has the format that torch wrote before 1.6, from which only tensors are "
+            f"read; it names {refused[1]}",
+            _SAVE_STATE,
+        ) from error
+
+
+def _allow_list(path: Path, names: list[str], trusted: Collection[str]) -> list[tuple[object, str]]:
+    """Each name of the file with what it stands for; raises where one may not be loaded."""
+    refused = [
+        name for name in names if name not in trusted and not name.startswith(_LAYER_PACKAGES)
+    ]
+    if refused:
+        raise _untrusted(path, refused)
+    allowed = {name: _import_named(path, name, user=name in trusted) for name in names}
+    # a name inside a layer package still has to be a layer, and one that is at home there
+    refused = [
+        name for name, value in allowed.items() if name not in trusted and not _is_safe(name, value)
+    ]
+    if refused:
+        raise _untrusted(path, refused)
+    return [(value, name) for name, value in allowed.items()]
+
+
+def _is_safe(name: str, value: object) -> bool:
+    if name in _HARMLESS:
+        return True
+    return (
+        isinstance(value, type)
+        and issubclass(value, nn.Module)
+        and not issubclass(value, _PROGRAMS)
+        and f"{value.__module__}.".startswith(_LAYER_PACKAGES)
+    )
+
+
+def _import_named(path: Path, name: str, *, user: bool) -> object:
+    """Import a class that the file names; those of the user may lie in the working directory."""
+    try:
+        if not user:
+            return import_object(name)
+        with user_modules():
+            return import_object(name)
+    except ModelLoadError as error:
+        package = name.partition(".")[0]
+        hint = error.hint if user else f"install {package} in the version that saved the file"
+        raise ModelLoadError(f"'{path}' holds a '{name}': {error.message}", hint) from error
+
+
+def _untrusted(path: Path, names: list[str]) -> UntrustedClassError:
+    what = "a class that is" if len(names) == 1 else "classes that are"
+    return UntrustedClassError(
+        f"'{path}' names {what} not trusted, and loading could run their code: "
+        f"{first_few([name if is_dotted(name) else ascii(name) for name in names], limit=8)}",
+        _untrusted_hint(names),
+    )
+
+
+def _untrusted_hint(names: list[str]) -> str:
+    """What to do about refused names; the flag is offered for what can be a user's own class."""
+    if any(name.startswith("__main__.") for name in names):
+        return (
+            "a class of '__main__' was defined in the script that saved the file and can't be "
+            "found from here: move it to a module that can be imported and save again, or "
+            f"{_SAVE_STATE} my.module:Net"
+        )
+    tops = {name.split(".")[0] for name in names}
+    # a name that is none could be a line for the shell, to be copied out of our own message
+    if tops & (sys.stdlib_module_names | set(_PACKAGES)) or not all(map(is_dotted, names)):
+        return (
+            "a network's layers are not among these, so look twice at where the file comes from; "
+            f"where the network is yours, {_SAVE_STATE}"
+        )
+    flags = " ".join(f"--trust-class {name}" for name in names)
+    return f"where you trust the code of these classes: {flags}; or {_SAVE_STATE}"
+
+
+def _unreadable(path: Path, error: Exception) -> ModelLoadError:
+    return ModelLoadError(
+        f"'{path}' can't be read: {_torch_reason(error)}",
+        "the file may be truncated or damaged: compare its size with the original's; files saved "
+        "with a pickle_protocol other than torch's default can't be read either",
+    )
+
+
+def _torch_reason(error: Exception) -> str:
+    """torch's reason without its advice, which is to read the file unsafely."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2]
+    lines = _TORCH_ADVICE.sub("", text).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,133 @@
+"""The whole job, start to end: from a trained model to a trained student, without data."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxquant.datafree.engine import Engine, Watcher, require_finite
+from fxquant.datafree.importance import Importance
+from fxquant.datafree.recipe import Recipe
+from fxquant.datafree.recipes import find_recipe
+from fxquant.errors import SettingError
+from fxquant.graph.prepare import Prepared, prepare
+from fxquant.graph.snap_biases import snap_biases
+from fxquant.settings import Settings
+from fxquant.spec import QConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: the trained student beside its teacher, on the CPU, and what the run saw.
+
+    `images` are generated ones that the student was not trained on, (n, channels, height,
+    width); `curves` are losses by `phase/who.term`, one value a step; `seconds` are by phase.
+    """
+
+    teacher: GraphModule
+    student: GraphModule
+    prepared: Prepared
+    settings: Settings
+    images: Tensor
+    importance: Importance | None
+    curves: dict[str, list[float]]
+    seconds: dict[str, float]
+
+
+def quantize(
+    model: nn.Module,
+    bits: int | None = None,
+    *,
+    input_shape: tuple[int, ...],
+    config: QConfig | None = None,
+    recipe: str | Recipe = "ddaq",
+    preset: str = "default",
+    finetune: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    watcher: Watcher | None = None,
+) -> Result:
+    """Quantize a trained model without data; the model itself stays as it was.
+
+    `bits` is the width of weights and activations, 2 to 8; a `QConfig` sets all widths apart.
+    `input_shape` is (channels, height, width). `recipe` is a name at a `preset`, or a `Recipe`.
+    `device` is auto, cpu, cuda or cuda:n. Raises TraceError where the model can't be traced,
+    SettingError for settings that can't be used, DivergenceError where training fails.
+    """
+    if (bits is None) == (config is None):
+        raise SettingError("give either bits or a QConfig", "fxquant.quantize(model, bits=4, ...)")
+    config = config or QConfig(weight_bits=bits, act_bits=bits)
+    recipe = find_recipe(recipe, preset) if isinstance(recipe, str) else recipe
+    recipe = recipe if finetune else recipe.without_fine_tuning()
+    settings = Settings(tuple(input_shape), config, recipe, seed, resolve_device(device))
+    return run(prepare(model, config, settings.input_shape), settings, watcher=watcher)
+
+
+def train(
+    prepared: Prepared,
+    settings: Settings,
+    watcher: Watcher | None = None,
+    state: dict | None = None,
+) -> Engine:
+    """Train `prepared.student` in place by the recipe; continue from an engine's `state`."""
+    engine = Engine(
+        prepared.teacher,
+        prepared.student,
+        settings.recipe,
+        settings.input_shape,
+        seed=settings.seed,
+        device=settings.device,
+        watcher=watcher,
+    )
+    if state is not None:
+        engine.load_state_dict(state)
+    engine.run()
+    return engine
+
+
+def run(
+    prepared: Prepared,
+    settings: Settings,
+    watcher: Watcher | None = None,
+    state: dict | None = None,
+) -> Result:
+    """Train a prepared model and bring the outcome to the CPU, ready for export."""
+    start = time.perf_counter()
+    engine = train(prepared, settings, watcher, state)
+    student = engine.student.cpu().requires_grad_(False)
+    require_finite(student)
+    snap_biases(student)
+    logger.info("trained in %.1f s", time.perf_counter() - start)
+    return Result(
+        engine.teacher.cpu(),
+        student,
+        prepared,
+        settings,
+        engine.held_back.cpu().contiguous(),
+        engine.importance,
+        engine.history.curves,
+        engine.seconds,
+    )
+
+
+def resolve_device(name: str) -> str:
+    """`auto` to cuda where there is one, else cpu; raises SettingError for what isn't there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cpu" and not index:
+        return name
+    if kind != "cuda" or (index and not index.isdecimal()):
+        raise SettingError(f"unknown device '{name}'", "auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise SettingError(f"device '{name}' was asked for and there is no CUDA here", "use cpu")
+    if index and int(index) >= torch.cuda.device_count():
+        raise SettingError(f"device '{name}' does not exist: {torch.cuda.device_count()} found")
+    return name

@@ -1,0 +1,79 @@
+"""How close a student stays to its teacher on given images, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from fxquant.datafree.objective import flatten
+
+MOST_DB = 200.0
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """Signal-to-quantization-noise ratios in dB, and the share of equal decisions in percent.
+
+    `layer_sqnr` is by the name of the value in the traced graph, as the student computes it.
+    `agreement` is None where the output is not logits (n, classes).
+    """
+
+    layer_sqnr: dict[str, float]
+    output_sqnr: float
+    agreement: float | None
+
+
+def sqnr_db(signal: float, noise: float) -> float:
+    """10 log10(signal / noise) of two energies; at most 200 dB, which also stands for no noise."""
+    if noise <= 0:
+        return MOST_DB
+    return min(MOST_DB, 10 * math.log10(max(signal, 1e-300) / noise))
+
+
+@torch.no_grad()
+def measure_closeness(
+    teacher: GraphModule, student: GraphModule, images: Tensor, *, batch: int = 32
+) -> Closeness:
+    """Compare every value that both graphs compute on `images`, (n, channels, height, width)."""
+    energies: dict[str, list[float]] = {}
+    agreed = decided = 0
+    for part in images.split(batch):
+        expected, truth = _values(teacher, part)
+        found, output = _values(student, part)
+        expected["output"], found["output"] = _join(truth), _join(output)
+        for name in found.keys() & expected.keys():
+            energy = energies.setdefault(name, [0.0, 0.0])
+            energy[0] += float(expected[name].double().square().sum())
+            energy[1] += float((expected[name] - found[name]).double().square().sum())
+        if isinstance(truth, Tensor) and truth.dim() == 2:
+            agreed += int((truth.argmax(1) == output.argmax(1)).sum())
+            decided += len(truth)
+    ratios = {name: sqnr_db(*energy) for name, energy in energies.items()}
+    agreement = 100 * agreed / decided if decided else None
+    return Closeness(ratios, ratios.pop("output"), agreement)
+
+
+def _values(gm: GraphModule, images: Tensor):
+    """Tensors by the name of the value in the traced graph, and the output.
+
+    Where a value and its quantized form share a name, the later, quantized one counts.
+    """
+    values: dict[str, Tensor] = {}
+
+    class Recorder(Interpreter):
+        def run_node(self, n: Node):
+            value = super().run_node(n)
+            if isinstance(value, Tensor) and n.op not in ("get_attr", "output"):
+                values[n.meta.get("twin", n.name)] = value
+            return value
+
+    output = Recorder(gm).run(images)
+    return values, output
+
+
+def _join(output) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in flatten(output)])

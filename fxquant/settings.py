@@ -1,0 +1,111 @@
+"""All settings of a run, and the recipe.toml that holds them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fxquant.datafree.recipe import Recipe
+from fxquant.datafree.recipes import find_recipe
+from fxquant.errors import SettingError
+from fxquant.spec import LayerRule, QConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a run beside the model: fed back, they give the same run.
+
+    `input_shape` is (channels, height, width); `device` a name that torch knows.
+    """
+
+    input_shape: tuple[int, ...]
+    config: QConfig = field(default_factory=QConfig)
+    recipe: Recipe = field(default_factory=lambda: find_recipe("ddaq", "default"))
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        shape = self.input_shape
+        if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
+            raise SettingError(
+                f"input shape is {','.join(map(str, shape)) or 'empty'}; "
+                "expected positive whole numbers",
+                "channels first, without the batch: --input-shape 3,32,32",
+            )
+        if isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
+            raise SettingError(f"seed is {self.seed}; expected 0 to 2^63 - 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for TOML and JSON."""
+        return {
+            "input_shape": list(self.input_shape),
+            "seed": self.seed,
+            "device": self.device,
+            "config": self.config.to_dict(),
+            "recipe": self.recipe.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """The inverse of `to_dict`; raises SettingError for what can't be used."""
+        known = {"input_shape", "seed", "device", "config", "recipe"}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise SettingError(f"unknown key '{unknown[0]}'", f"one of {', '.join(sorted(known))}")
+        for key, kind in (("input_shape", list), ("seed", int), ("device", str)):
+            if key in values and not isinstance(values[key], kind):
+                raise SettingError(f"{key} is {values[key]!r}; expected {kind.__name__}")
+        parts: dict[str, Any] = dict(values)
+        parts["input_shape"] = tuple(values.get("input_shape", ()))
+        if "config" in values:
+            parts["config"] = _config_from_dict(values["config"])
+        if "recipe" in values:
+            parts["recipe"] = Recipe.from_dict(values["recipe"])
+        return cls(**parts)
+
+
+def _config_from_dict(values: dict[str, Any]) -> QConfig:
+    if not isinstance(values, dict):
+        raise SettingError(f"config is {values!r}; expected a table")
+    layers = values.get("layers", [])
+    if not isinstance(layers, list) or not all(isinstance(rule, str) for rule in layers):
+        raise SettingError(f"config.layers is {layers!r}; expected a list of 'NAME=BITS'")
+    try:
+        return QConfig(**{**values, "layers": tuple(LayerRule.parse(rule) for rule in layers)})
+    except TypeError as error:
+        raise SettingError(f"config: {error}") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a recipe.toml; raises SettingError where it can't be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingError(f"no such settings file: {path}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"settings file {path} can't be read: {error}") from error
+
+
+def read_settings(path: Path) -> Settings:
+    """Settings of a recipe.toml, whose `model` table, about the model itself, is left out."""
+    values = read_toml(path)
+    values.pop("model", None)
+    values.pop("fxquant", None)
+    try:
+        return Settings.from_dict(values)
+    except SettingError as error:
+        raise SettingError(f"{path}: {error.message}", error.hint) from error
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """TOML text of plain values."""
+    return tomli_w.dumps(values, multiline_strings=False)
