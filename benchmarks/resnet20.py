@@ -1,7 +1,7 @@
 """Quantize two CIFAR-10 ResNet-20s by the command line, as a user would, and make a table of it.
 
 usage: resnet20.py --data DIR [--output DIR] [--seeds 0,1,2] [--only NETWORK:SETTING ...]
-                   [--preset fast|default]
+                   [--preset fast|default|paper]
 
 DIR of --data holds the weights, the test images and eval_onnx.py. Each run's folder in --output
 (runs/resnet20) gets what fxquant writes and result.json; a run that has one is not done again.
@@ -291,8 +291,9 @@ def spread(values: list[float], sign: str = "") -> str:
 
 
 def integer_layers(parity: dict) -> str:
-    """Layers that run in integer kernels, of all."""
-    return f"{parity.get('integer_layers', '?')} of {parity.get('layers', '?')}"
+    """Layers that ONNX Runtime runs in integer kernels, of all."""
+    integer = parity["convolutions_integer"] + parity["linears_integer"]
+    return f"{integer} of {parity['convolutions'] + parity['linears']}"
 
 
 if __name__ == "__main__":

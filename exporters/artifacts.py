@@ -11,7 +11,6 @@ import onnxruntime
 import torch
 from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.parity import check_parity, run_onnx
-from fxquant.report.html import render
 from safetensors.torch import save_file
 
 from fxquant import __version__
@@ -19,6 +18,7 @@ from fxquant.files import write_atomic, write_text
 from fxquant.pipeline import Result
 from fxquant.report.evaluate import EvaluationData, accuracy
 from fxquant.report.facts import build_report
+from fxquant.report.html import render
 from fxquant.run_folder import MODEL, PAGE, RECIPE, REPORT, STUDENT, model_hash
 from fxquant.settings import to_toml
 

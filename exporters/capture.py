@@ -13,12 +13,12 @@ import onnxscript
 import onnxscript.optimizer
 import onnxscript.rewriter
 import torch
+from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 from onnx_ir.passes import common as passes
 from onnxscript import opset21 as op
 from torch.fx import GraphModule
 
 from fxquant.errors import ExportError
-from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 
 # Their warnings are about how torch traces, which the one who exports can't act upon.
 _CHATTY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")

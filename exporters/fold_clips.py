@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-
 from fxquant.exporters.share_scalars import scalar
 
 
@@ -13,13 +12,14 @@ def fold_clips(model: ir.Model) -> int:
 
     Rounding keeps order, so quantize(clip(x, a, b)) = clip(quantize(x), quantize(a),
     quantize(b)) exactly. With the Clip of a ReLU6 in between, ONNX Runtime would leave the
-    convolution before it in floating point.
+    convolution before it in floating point. A Clip of a value that has just been dequantized
+    stays: without it ONNX Runtime would merge the two quantizers into one with a new scale.
     """
     folded = 0
     for clip in [node for node in model.graph if node.op_type == "Clip"]:
         quantize = _only_reader(clip, "QuantizeLinear")
         bounds = _float_bounds(clip)
-        if quantize is None or bounds is None:
+        if quantize is None or bounds is None or _is_dequantized(clip.inputs[0]):
             continue
         limits = _grid_limits(quantize)
         low, high = (_quantize(bound, quantize, limits) for bound in bounds)
@@ -36,6 +36,10 @@ def _only_reader(node: ir.Node, op_type: str) -> ir.Node | None:
     if output.is_graph_output() or len(readers) != 1 or readers[0].op_type != op_type:
         return None
     return readers[0]
+
+
+def _is_dequantized(value: ir.Value) -> bool:
+    return value.producer() is not None and value.producer().op_type == "DequantizeLinear"
 
 
 def _float_bounds(clip: ir.Node) -> tuple[float, float] | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
+from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxquant.errors import ExportError
-from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 from fxquant.graph.insert_quantizers import quantized_layers
 from fxquant.graph.insert_taps import Tap
 from fxquant.graph.ops import module_of, module_table

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from fxquant.exporters.capture import capture
+from fxquant.exporters.freeze import freeze
+from fxquant.exporters.layouts import LAYOUTS, apply_layout
 from torch.fx import GraphModule
 
 from fxquant.errors import ExportError
-from fxquant.exporters.capture import capture
-from fxquant.exporters.files import write_atomically
-from fxquant.exporters.freeze import freeze
-from fxquant.exporters.layouts import LAYOUTS, apply_layout
+from fxquant.files import write_atomic
 from fxquant.graph.ops import module_table
 from fxquant.quantizer import Quantizer
 
@@ -54,7 +54,8 @@ def export_onnx(
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportError(f"the model is no valid ONNX: {error}") from error
-    write_atomically(path, proto.SerializeToString(deterministic=True))
+    content = proto.SerializeToString(deterministic=True)
+    write_atomic(path, lambda file: file.write_bytes(content))
     return path
 
 

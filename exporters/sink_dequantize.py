@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-
 from fxquant.exporters.share_scalars import scalar
 
 # Ops that give back numbers of their first input, and take uint8 in ONNX Runtime.
 _MOVES = frozenset(
-    "Expand Flatten Gather Identity MaxPool Pad Reshape Slice Split Squeeze Tile Transpose "
-    "Unsqueeze".split()
+    {"Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Split"}
+    | {"Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
 
 

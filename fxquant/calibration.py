@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
@@ -51,13 +53,19 @@ def correct_biases(teacher: GraphModule, student: GraphModule, images: Tensor) -
     The empirical form of bias correction (Nagel et al., Data-Free Quantization through Weight
     Equalization and Bias Correction, 2019, eq. 14): b += E[teacher] - E[student] per output
     channel on `images`, (n, channels, height, width), layer by layer, so that each sees what the
-    corrected ones before it give. Returns the number of biases shifted.
+    corrected ones before it give. A layer that is called more than once, with different
+    means, keeps its bias. Returns the number of biases shifted.
     """
-    layers = quantized_layers(student)
+    layers = _called_once(quantized_layers(student))
     means = _channel_means(teacher, {node.meta["twin"] for node in layers}, images)
     corrector = _BiasCorrector(student, layers, means)
     corrector.run(images)
     return corrector.corrected
+
+
+def _called_once(layers: list[Node]) -> list[Node]:
+    calls = Counter(node.meta["layer"] for node in layers)
+    return [node for node in layers if calls[node.meta["layer"]] == 1]
 
 
 def _channel_means(gm: GraphModule, names: set[str], images: Tensor) -> dict[str, Tensor]:

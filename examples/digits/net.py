@@ -15,7 +15,7 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class DigitsNet(nn.Module):
     """Six convolutions with batch norm and a linear head, for 8x8 grey images in ten classes."""
 
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int = 24):
         super().__init__()
         self.features = nn.Sequential(
             block(1, width),

@@ -11,13 +11,11 @@ rm -rf demo  # a run is resumable, and must not resume one of other weights
 say "Train a network of our own on handwritten digits."
 run python examples/digits/train.py demo
 
-say "Forget the training data. What is left is demo/digits.pt, the weights alone;"
-printf '# the held-out digits are read after quantization, to say in the report how good it is.\n'
-printf '$ export PYTHONPATH=examples/digits  # where net.py is, our own architecture\n'
-export PYTHONPATH=examples/digits
-run fxquant quantize demo/digits.pt --arch net:DigitsNet --bits 4 --input-shape 1,8,8 \
-    --preset fast --eval-data demo/digits_test.npz --eval-mean 0.3 --eval-std 0.38 \
-    --output demo/run
+say "Forget the training data: what is left is demo/digits.pt, the weights alone. The held-out" \
+    "digits are read after quantization, to say in the report how good it is."
+run fxquant quantize demo/digits.pt --arch examples.digits.net:DigitsNet --bits 4 \
+    --input-shape 1,8,8 --preset fast --output demo/run \
+    --eval-data demo/digits_test.npz --eval-mean 0.3 --eval-std 0.38
 
 say "Done: a network of 4-bit weights and activations for ONNX Runtime, and how good it is."
 run ls -l demo/digits.pt demo/run/model.onnx

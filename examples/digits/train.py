@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 MEAN, STD = 0.3, 0.38
-EPOCHS, BATCH = 30, 64
+EPOCHS, BATCH = 15, 64
 
 
 def load() -> list[np.ndarray]:
@@ -43,7 +43,7 @@ def shift(images: Tensor) -> Tensor:
 
 
 def train(images: Tensor, labels: Tensor) -> DigitsNet:
-    """The network after 30 epochs of SGD with a one-cycle learning rate."""
+    """The network after 15 epochs of SGD with a one-cycle learning rate."""
     net = DigitsNet()
     steps = EPOCHS * (len(images) // BATCH)
     optimizer = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -62,6 +62,7 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # a network this small gains nothing from more
     train_images, test_images, train_labels, test_labels = load()
     start = time.perf_counter()
     net = train(to_tensor(train_images), torch.from_numpy(train_labels).long())

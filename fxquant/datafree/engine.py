@@ -88,13 +88,18 @@ class Engine:
         self.student = student.to(self.device, **layout)
         self.objective = Objective(self.teacher, self.student)
         _check_terms(recipe, self.objective)
+        _check_shape(recipe, image_shape)
         self.rng = torch.Generator().manual_seed(seed)
         make_sampler = SAMPLERS[recipe.sampler.kind]
         schedule = recipe.schedule
         self.sampler = make_sampler(
             recipe.sampler, image_shape, schedule.batch, self.rng, self.device
         )
-        self.replay = Replay(schedule.replay, schedule.crop, self.rng) if schedule.replay else None
+        self.replay = (
+            Replay(schedule.replay, schedule.crop, self.rng, self.device)
+            if schedule.replay
+            else None
+        )
         self.optimizer = _student_optimizer(self.student, recipe)
         self.history = History()
         self.importance: Importance | None = None
@@ -237,6 +242,15 @@ class Engine:
             self.importance = Importance(**state["importance"])
             self.objective.set_importance(self.importance, self.recipe.importance.normalize)
         self.held_back, self.seconds = state["held_back"], dict(state["seconds"])
+
+
+def _check_shape(recipe: Recipe, image_shape: tuple[int, ...]) -> None:
+    if recipe.sampler.kind == "generator" and len(image_shape) != 3:
+        raise SettingError(
+            f"recipe '{recipe.name}' generates images (channels, height, width), and the model's "
+            f"input has {len(image_shape)} axes",
+            "a recipe whose sampler is 'images', such as zeroq, takes any shape",
+        )
 
 
 def _check_terms(recipe: Recipe, objective: Objective) -> None:

@@ -70,13 +70,14 @@ def measure_importance(
     )
     weights = [modules[name].weight for name in names]
     probe = _fisher_probe if method == "gauss-newton" else _hessian_probe
+    flags = [weight.requires_grad for weight in weights]
     for weight in weights:
         weight.requires_grad_(True)
     try:
         samples = probe(teacher, weights, images, labels, probes, rng)
     finally:
-        for weight in weights:
-            weight.requires_grad_(False)
+        for weight, flag in zip(weights, flags, strict=True):
+            weight.requires_grad_(flag)
     sizes = torch.tensor([w.numel() for w in weights], dtype=torch.float64)
     average = samples / sizes
     error = average.std(0) / probes**0.5

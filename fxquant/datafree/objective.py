@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from fxquant.datafree import losses
 from fxquant.datafree.importance import Importance, nearest_layers
 from fxquant.datafree.recipe import Term
-from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, record
+from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, record, tap_names
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Objective:
         self.importance: dict[str, Tensor] = {}
 
     def set_importance(self, importance: Importance, normalize: str) -> None:
-        """Give each tap the importance of the layer before it."""
+        """Give each tap the importance of the layer before it, 0 where there is none."""
         h = importance.normalized(normalize)
-        device = next(iter(self.targets.values()))[0].device if self.targets else None
+        device = next(self.teacher.parameters()).device
         for group in (BN_TAPS, FEATURE_TAPS):
-            values = [h[layer] for layer in nearest_layers(self.teacher, group).values()]
+            nearest = nearest_layers(self.teacher, group)
+            values = [h.get(nearest.get(name, ""), 0.0) for name in tap_names(self.teacher, group)]
             self.importance[group] = torch.tensor(values, dtype=torch.float32, device=device)
 
     def view(self, images: Tensor, *, with_student: bool, teacher_grad: bool) -> View:

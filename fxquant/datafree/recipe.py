@@ -72,7 +72,15 @@ class Sampler:
             "generator or images",
         )
         _require(self.lr > 0, f"the sampler's learning rate is {self.lr}; expected above 0")
-        _require(self.batches > 0, f"batches is {self.batches}; expected at least 1")
+        for name, least in (("batches", 1), ("latent", 1), ("width", 2)):
+            value = getattr(self, name)
+            _require(value >= least, f"the sampler's {name} is {value}; expected at least {least}")
+        _require(
+            isinstance(self.betas, tuple)
+            and len(self.betas) == 2
+            and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas),
+            f"the sampler's betas are {self.betas!r}; expected two numbers from 0 to below 1",
+        )
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,16 @@ class Recipe:
     importance: ImportanceSettings = field(default_factory=ImportanceSettings)
 
     def __post_init__(self) -> None:
+        for key in ("sample_terms", "student_terms"):
+            names = [term.loss for term in getattr(self, key)]
+            twice = [name for name in names if names.count(name) > 1]
+            _require(not twice, f"{key} of recipe '{self.name}' hold {', '.join(twice[:1])} twice")
+        _require(bool(self.sample_terms), f"recipe '{self.name}' has no sample terms")
+        _require(
+            self.schedule.warmup == 0 or not all(t.needs_student for t in self.sample_terms),
+            f"recipe '{self.name}' has a warm-up and no sample term that does without a student",
+            "bn_statistics or input_statistics, or a schedule with warmup = 0",
+        )
         _require(
             self.schedule.steps == 0 or bool(self.student_terms),
             f"recipe '{self.name}' has {self.schedule.steps} student steps and no student terms",
@@ -160,6 +178,13 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """The inverse of `to_dict`; raises SettingError for an unknown key or a wrong type."""
+        _require(isinstance(values, dict), f"recipe is {values!r}; expected a table")
+        for key in ("sample_terms", "student_terms"):
+            term = values.get(key, [])
+            _require(
+                isinstance(term, list | tuple),
+                f"recipe.{key} is {term!r}; expected a list of tables",
+            )
         terms = {
             key: tuple(_build(Term, term, f"recipe.{key}") for term in values.get(key, ()))
             for key in ("sample_terms", "student_terms")

@@ -118,7 +118,7 @@ class PixelSampler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.images.data.copy_(state["images"])
-        self.finished = list(state["finished"])
+        self.finished = [images.to(self.device) for images in state["finished"]]
         self.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -128,8 +128,8 @@ SAMPLERS = {"generator": GeneratorSampler, "images": PixelSampler}
 class Replay:
     """A ring of generated images that the student trains on, shifted and mirrored at random."""
 
-    def __init__(self, capacity: int, crop: int, rng: torch.Generator):
-        self.capacity, self.crop, self.rng = capacity, crop, rng
+    def __init__(self, capacity: int, crop: int, rng: torch.Generator, device: torch.device):
+        self.capacity, self.crop, self.rng, self.device = capacity, crop, rng, device
         self.images: Tensor | None = None
         self.position = 0
 
@@ -165,4 +165,6 @@ class Replay:
         return {"images": self.images, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.images, self.position = state["images"], state["position"]
+        images = state["images"]
+        self.images = None if images is None else images.to(self.device)
+        self.position = state["position"]

@@ -49,7 +49,8 @@ def insert_quantizers(gm: GraphModule, config: QConfig) -> int:
     The quantizers pass their input through until they are calibrated.
     """
     modules = module_table(gm)
-    layers = [n for n in gm.graph.nodes if kind(n, modules) in WEIGHTED]
+    done = set(quantized_layers(gm))
+    layers = [n for n in gm.graph.nodes if kind(n, modules) in WEIGHTED and n not in done]
     chosen = _choose_layers(layers, modules, config)
     plan = _Plan(modules, chosen, _before_layers(gm, set(layers)), config)
     activations = {node: _activation_bits(node, plan) for node in gm.graph.nodes}
@@ -72,6 +73,7 @@ def quantized_layers(gm: GraphModule) -> list[Node]:
         for node in gm.graph.nodes
         if node.op == "call_function"
         and kind(node, modules) in WEIGHTED
+        and len(node.args) > 1
         and isinstance(node.args[1], Node)
         and isinstance(module_of(node.args[1], modules), Quantizer)
     ]
@@ -127,6 +129,8 @@ def _activation_bits(node: Node, plan: _Plan) -> int | None:
         return None
     if is_redundant_relu(node, plan.modules) or _relu_follows(node, plan.modules):
         return None
+    if isinstance(module_of(node, plan.modules), Quantizer):
+        return None
     readers = [user for _, user in consumers(node, plan.modules)]
     wanted = [plan.layers[user].activation for user in readers if user in plan.layers]
     if node in plan.preprocessing:
@@ -140,7 +144,12 @@ def _activation_bits(node: Node, plan: _Plan) -> int | None:
 def _relu_follows(node: Node, modules: dict[str, nn.Module]) -> bool:
     """Whether all that reads the value is one ReLU, which integer kernels fuse."""
     users = list(node.users)
-    return len(users) == 1 and kind(users[0], modules) == "relu" and node.op != "placeholder"
+    return (
+        len(users) == 1
+        and kind(users[0], modules) == "relu"
+        and not is_redundant_relu(users[0], modules)
+        and node.op != "placeholder"
+    )
 
 
 def _ends_convolution(node: Node, plan: _Plan) -> bool:

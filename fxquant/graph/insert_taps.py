@@ -54,15 +54,22 @@ def _taps(model: nn.Module, group: str) -> list[Tap]:
     return [] if holder is None else [m for m in holder.modules() if isinstance(m, Tap)]
 
 
+def tap_names(gm: GraphModule, group: str) -> list[str]:
+    """Names of a group's taps in graph order, which is that of `record`'s dict."""
+    nodes = [node for node in gm.graph.nodes if _is_tap(node, group)]
+    return list(dict.fromkeys(gm.get_submodule(node.target).name for node in nodes))
+
+
 def insert_bn_taps(gm: GraphModule) -> int:
     """Tap the input of every batch norm with running statistics, under the module's name."""
     modules, count = module_table(gm), 0
     for node in [n for n in gm.graph.nodes if kind(n, modules) == "batchnorm"]:
-        if getattr(modules[node.target], "running_mean", None) is not None:
-            source = node.args[0]
-            tap = _insert(gm, BN_TAPS, str(node.target), source, f"bn{count}")
-            node.replace_input_with(source, tap)
-            count += 1
+        source = node.args[0]
+        if getattr(modules[node.target], "running_mean", None) is None or _is_tap(source, BN_TAPS):
+            continue
+        tap = _insert(gm, BN_TAPS, str(node.target), source, f"bn{count}")
+        node.replace_input_with(source, tap)
+        count += 1
     return count
 
 
@@ -74,11 +81,17 @@ def insert_feature_taps(gm: GraphModule, names: list[str]) -> int:
     for name in names:
         node = by_name[name]
         users = list(node.users)
+        if any(_is_tap(user, FEATURE_TAPS) for user in users):
+            continue
         tap = _insert(gm, FEATURE_TAPS, name, node, f"feature{count}")
         for user in users:
             user.replace_input_with(node, tap)
         count += 1
     return count
+
+
+def _is_tap(node: Node, group: str) -> bool:
+    return node.op == "call_module" and str(node.target).startswith(f"{group}.")
 
 
 def _insert(gm: GraphModule, group: str, name: str, source: Node, key: str) -> Node:
@@ -99,9 +112,7 @@ def choose_features(gm: GraphModule) -> list[str]:
     modules = module_table(gm)
     chosen = [_after_activation(n, modules) for n in gm.graph.nodes if _is_residual(n, modules)]
     chosen = chosen or _before_resolution_changes(gm, modules)
-    output = next(n for n in gm.graph.nodes if n.op == "output").args[0]
-    if isinstance(output, Node):
-        chosen.append(output)
+    chosen += tensor_inputs(next(n for n in gm.graph.nodes if n.op == "output"))
     return list(dict.fromkeys(n.name for n in chosen if n.op != "placeholder"))
 
 
@@ -122,8 +133,8 @@ def _before_resolution_changes(gm: GraphModule, modules: dict[str, nn.Module]) -
     found = []
     for node in gm.graph.nodes:
         for parent in tensor_inputs(node):
-            before, after = parent.meta.get("shape"), node.meta.get("shape")
-            if before is not None and after is not None and len(before) > 2:
-                if before[2:] != after[2:] and parent.op != "placeholder":
-                    found.append(parent)
+            before, after = parent.meta["shape"], node.meta.get("shape", parent.meta["shape"])
+            computed = parent.op not in ("placeholder", "get_attr")
+            if computed and len(before) > 2 and before[2:] != after[2:]:
+                found.append(parent)
     return found

@@ -135,13 +135,39 @@ _METHODS: dict[str, str] = {
     "mul_": "mul",
     "mean": "average",
     **dict.fromkeys(
-        ["flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "chunk", "split", "narrow", "expand", "expand_as", "unflatten", "detach", "clone", "t"],
+        [
+            "flatten",
+            "view",
+            "reshape",
+            "permute",
+            "transpose",
+            "squeeze",
+            "unsqueeze",
+            "contiguous",
+            "chunk",
+            "split",
+            "narrow",
+            "expand",
+            "expand_as",
+            "unflatten",
+            "detach",
+            "clone",
+            "t",
+        ],
         "move",
     ),
 }
 
 _BOUNDED_BELOW_BY_ZERO = (nn.ReLU6, nn.Hardsigmoid, nn.Sigmoid, nn.Softplus)
-_BOUNDED_FUNCTIONS = (F.relu6, F.hardsigmoid, F.sigmoid, torch.sigmoid, F.softplus)
+_BOUNDED_FUNCTIONS = (
+    F.relu6,
+    F.hardsigmoid,
+    F.sigmoid,
+    torch.sigmoid,
+    F.softplus,
+    "sigmoid",
+    "sigmoid_",
+)
 
 WEIGHTED = frozenset({"conv", "linear"})
 ARITHMETIC = frozenset({"add", "mul", "concat", "average", "activation"})
@@ -197,12 +223,21 @@ def is_non_negative(node: Node, modules: dict[str, nn.Module]) -> bool:
     if name == "relu":
         return True
     if name == "activation":
-        module = module_of(node, modules)
-        return isinstance(module, _BOUNDED_BELOW_BY_ZERO) or node.target in _BOUNDED_FUNCTIONS
+        if node.op == "call_module":
+            return isinstance(modules[node.target], _BOUNDED_BELOW_BY_ZERO)
+        return node.target in _BOUNDED_FUNCTIONS
     if name in ("move", "average", "add", "mul", "concat"):
+        if name in ("add", "mul") and _has_negative_number(node):
+            return False
         sources = tensor_inputs(node)
         return bool(sources) and all(is_non_negative(source, modules) for source in sources)
     return False
+
+
+def _has_negative_number(node: Node) -> bool:
+    """Whether a plain number, as in `x - 1` written as `x + (-1)`, may bring in a sign."""
+    numbers = (*node.args, *node.kwargs.values())
+    return any(isinstance(number, int | float) and number < 0 for number in numbers)
 
 
 def tensor_inputs(node: Node) -> list[Node]:

@@ -29,6 +29,8 @@ def run_passes(gm: GraphModule, passes: list[tuple[str, Pass]]) -> dict[str, int
             raise
         except Exception as error:
             before = ", ".join(list(counts)) or "none"
-            raise TraceError(f"graph pass '{name}' failed (passes before it: {before}): {error}")
+            raise TraceError(
+                f"graph pass '{name}' failed (passes before it: {before}): {error}"
+            ) from error
         logger.debug("pass %s: %d rewrites", name, counts[name])
     return counts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node, Tracer
+from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from fxquant.errors import SettingError, TraceError
@@ -42,6 +42,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> GraphModule:
         graph = tracer.trace(model)
     except Exception as error:
         raise _trace_error(tracer, model, error) from error
+    _input_first(graph)
     gm = GraphModule(model, graph, class_name=type(model).__name__)
     gm.delete_all_unused_submodules()
     _check_equal(gm, probe, expected)
@@ -72,6 +73,15 @@ def record_shapes(gm: GraphModule, example: Tensor) -> None:
         Recorder(gm).run(example)
 
 
+def _input_first(graph: Graph) -> None:
+    """Let calls of modules by keyword, `bn(input=x)`, have their input as first argument."""
+    for node in graph.nodes:
+        if node.op == "call_module" and not node.args and "input" in node.kwargs:
+            rest = dict(node.kwargs)
+            node.args = (rest.pop("input"),)
+            node.kwargs = rest
+
+
 def _run_model(model: nn.Module, probe: Tensor, input_shape: tuple[int, ...]):
     try:
         with torch.no_grad():
@@ -100,7 +110,8 @@ def _check_equal(gm: GraphModule, probe: Tensor, expected) -> None:
 
 def _trace_error(tracer: Tracer, model: nn.Module, error: Exception) -> TraceError:
     """Name the innermost module that was being traced, and the line of the user's code."""
-    stack = list(tracer.module_stack.items())
+    # A second call's key has a suffix; the path beside it has none.
+    stack = list(tracer.module_stack.values())
     name = stack[-1][0] if stack else ""
     module = model.get_submodule(name) if name else model
     where = f"module '{name}' ({type(module).__name__})" if name else type(module).__name__

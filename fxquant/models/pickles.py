@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import fx, nn
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from fxquant.errors import ModelLoadError, UntrustedClassError
 from fxquant.models.imports import import_object, is_dotted, user_modules
@@ -63,12 +65,13 @@ def read_pickle(path: Path, trust_classes: Sequence[str] = ()) -> object:
     be read.
     """
     try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with _allowed_alone([]):
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception as error:
         raise _unreadable(path, error) from error
     allowed = _allow_list(path, names, frozenset(trust_classes))
     try:
-        with path.open("rb") as file, torch.serialization.safe_globals(allowed):
+        with path.open("rb") as file, _allowed_alone(allowed):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise _unreadable(path, error) from error
@@ -77,7 +80,7 @@ def read_pickle(path: Path, trust_classes: Sequence[str] = ()) -> object:
 def read_legacy_pickle(path: Path) -> object:
     """Read tensors from the format that torch wrote before 1.6; modules are refused."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, _allowed_alone([]):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
@@ -88,6 +91,24 @@ def read_legacy_pickle(path: Path) -> object:
             f"read; it names {refused[1]}",
             _SAVE_STATE,
         ) from error
+
+
+@contextmanager
+def _allowed_alone(allowed: list[tuple[object, str]]) -> Iterator[None]:
+    """Let torch's unpickler have `allowed` and nothing else.
+
+    `torch.serialization.safe_globals` would leave in what torch's own parts add for the whole
+    process when they are imported (classes of torch.distributed, for one).
+    """
+    before = get_safe_globals()
+    clear_safe_globals()
+    add_safe_globals(allowed)
+    try:
+        yield
+    finally:
+        added = set(get_safe_globals()) - set(allowed)
+        clear_safe_globals()
+        add_safe_globals([*before, *added])
 
 
 def _allow_list(path: Path, names: list[str], trusted: Collection[str]) -> list[tuple[object, str]]:
@@ -124,11 +145,16 @@ def _import_named(path: Path, name: str, *, user: bool) -> object:
         if not user:
             return import_object(name)
         with user_modules():
-            return import_object(name)
+            value = import_object(name)
     except ModelLoadError as error:
         package = name.partition(".")[0]
         hint = error.hint if user else f"install {package} in the version that saved the file"
         raise ModelLoadError(f"'{path}' holds a '{name}': {error.message}", hint) from error
+    if not isinstance(value, type):  # eval is a function, and a file chooses what it is called with
+        raise UntrustedClassError(
+            f"'{path}' names '{name}', which is no class; only classes can be trusted", _SAVE_STATE
+        )
+    return value
 
 
 def _untrusted(path: Path, names: list[str]) -> UntrustedClassError:

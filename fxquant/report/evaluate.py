@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from fxquant.errors import DataError
+
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,15 @@ class EvaluationData:
             )
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised images float32 (n, channels, height, width), and labels int64 (n,)."""
-        with np.load(self.path, allow_pickle=False) as data:
-            images, labels = data["images"], data["labels"].astype(np.int64)
+        """Normalised images float32 (n, channels, height, width), and labels int64 (n,).
+
+        Raises DataError where the arrays behind the headers are damaged.
+        """
+        try:
+            with np.load(self.path, allow_pickle=False) as data:
+                images, labels = data["images"], data["labels"].astype(np.int64)
+        except _UNREADABLE as error:
+            raise DataError(f"evaluation data {self.path} can't be read: {error}") from error
         mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (self.mean, self.std))
         return (images.transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / std, labels
 
@@ -85,7 +94,7 @@ def _array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
                 headers[name.removesuffix(".npy")] = (shape, dtype)
     except FileNotFoundError as error:
         raise DataError(f"no such evaluation data: {path}") from error
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"evaluation data {path} can't be read: {error}",
             "write it with numpy.savez(file, images=..., labels=...)",

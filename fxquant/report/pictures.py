@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,19 +21,23 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 MOST_IMAGES = 64
 MOST_SIDE = 56  # pixels: keeps 64 colour images near 0.8 MB even where they are pure noise
 MOST_POINTS = 200
 MOST_NAMES = 36
+TOTAL = "total"
 LOG_SPREAD = 30.0  # largest over smallest, from which a linear axis would hide the small ones
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as data URI, with a twin for dark screens; `width` is in CSS pixels."""
+    """A picture as data URI, with a twin for dark screens; `width` is in CSS pixels.
+
+    `title` is what stands above or below it.
+    """
 
     light: str
     dark: str | None
@@ -41,15 +46,12 @@ class Picture:
     title: str = ""
 
 
-@dataclass(frozen=True)
-class _Palette:
-    text: str
-    line: str
-    series: tuple[str, ...]
-
-
-_LIGHT = _Palette("#414851", "#dfe3e8", ("#0b62b8", "#b9500a", "#0d7a5a", "#7b4aa5", "#8a6d00"))
-_DARK = _Palette("#bcc3cc", "#343b44", ("#6cb2ff", "#ffa861", "#5fd0a2", "#c9a0f0", "#e3c64f"))
+TEXT, LINE, BAR = "#414851", "#dfe3e8", "#7fb0df"  # bars are light enough for whiskers over them
+SERIES = ("#0b62b8", "#b9500a", "#0d7a5a", "#7b4aa5", "#8a6d00")
+DARK = {
+    **{TEXT: "#bcc3cc", LINE: "#343b44", BAR: "#3a6ea3"},
+    **dict(zip(SERIES, ("#6cb2ff", "#ffa861", "#5fd0a2", "#c9a0f0", "#e3c64f"), strict=True)),
+}
 
 _STYLE = {
     "svg.hashsalt": "fxquant",
@@ -78,17 +80,17 @@ def image_grid(images: Tensor) -> Picture | None:
     file = io.BytesIO()
     imsave(file, sheet, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
     zoom = max(1, min(16, 800 // sheet.shape[1]))
-    alt = (
-        f"{len(shown)} generated images of {count}, {height} by {width} pixels, {channels} channels"
-    )
-    return Picture(_uri("image/png", file.getvalue()), None, alt, sheet.shape[1] * zoom)
+    which = f"{len(shown)} of {count}" if count > len(shown) else str(count)
+    alt = f"{which} generated images, {channels} by {height} by {width} values each"
+    note = "" if channels in (1, 3) else f"of {channels} channels the first is shown, as grey"
+    return Picture(_uri("image/png", file.getvalue()), None, alt, sheet.shape[1] * zoom, note)
 
 
 def curve_panels(curves: dict[str, list[float]]) -> list[Picture]:
     """One panel of loss curves for each phase and whoever learns in it, in order of appearance.
 
     `curves` has one value a step by `phase/who.term`. Long curves are drawn as means of blocks of
-    steps, with their range as a band; the axis is logarithmic where all values are positive.
+    steps, with their range as a band; the axis is logarithmic for positive values that vary much.
     """
     panels: dict[str, dict[str, np.ndarray]] = {}
     for name, values in curves.items():
@@ -97,8 +99,9 @@ def curve_panels(curves: dict[str, list[float]]) -> list[Picture]:
         numbers = np.array([math.nan if v is None else v for v in values], dtype=float)
         if np.isfinite(numbers).any():
             title = f"{phase}: {who}" if phase else who
-            panels.setdefault(title, {})[term.replace("_", " ") or "total"] = numbers
-    return [_curve_panel(title, lines) for title, lines in panels.items()]
+            panels.setdefault(title, {})[term.replace("_", " ") or TOTAL] = numbers
+    terms = sorted({term for lines in panels.values() for term in lines} - {TOTAL})
+    return [_curve_panel(title, lines, terms) for title, lines in panels.items()]
 
 
 def importance_chart(importance: dict[str, Any]) -> Picture | None:
@@ -115,8 +118,8 @@ def importance_chart(importance: dict[str, Any]) -> Picture | None:
         f"({trace[most]:.3g}), smallest {names[least]} ({trace[least]:.3g})"
     )
 
-    def draw(axes: Axes, palette: _Palette) -> None:
-        _bars(axes, palette, names, trace, errors)
+    def draw(axes: Axes) -> None:
+        _bars(axes, names, trace, errors)
 
     return _chart(draw, 8.6, 3.6, alt, "Average Hessian trace by layer")
 
@@ -159,22 +162,31 @@ def _sheet(images: Tensor, columns: int) -> np.ndarray:
     return sheet
 
 
-def _curve_panel(title: str, lines: dict[str, np.ndarray]) -> Picture:
+def _curve_panel(title: str, lines: dict[str, np.ndarray], terms: list[str]) -> Picture:
+    """A panel in which each of `terms` has the color that it has in all panels."""
     finite = {term: values[np.isfinite(values)] for term, values in lines.items()}
-    positive = all((values > 0).all() for values in finite.values())
+    low, high = min(v.min() for v in finite.values()), max(v.max() for v in finite.values())
+    logarithmic = low > 0 and high / low > 3  # else a log axis may have no round number to show
     ends = "; ".join(f"{term} from {v[0]:.3g} to {v[-1]:.3g}" for term, v in finite.items())
 
-    def draw(axes: Axes, palette: _Palette) -> None:
-        handles = [
-            _line(axes, values, palette.series[index % len(palette.series)])
-            for index, values in enumerate(lines.values())
-        ]
-        if positive:
+    def draw(axes: Axes) -> None:
+        colors = {term: SERIES[i % len(SERIES)] for i, term in enumerate(terms)}
+        handles = [_line(axes, v, colors.get(term, TEXT)) for term, v in lines.items()]
+        if logarithmic:
             _log_axis(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("step")
-        axes.set_ylabel("loss (log)" if positive else "loss")
+        axes.set_ylabel("loss (log)" if logarithmic else "loss")
         labels = [_printable(term) for term in lines]
-        axes.legend(handles, labels, frameon=False, labelcolor=palette.text)
+        axes.legend(
+            handles,
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),  # above the axes, where no curve is
+            ncols=3,
+            frameon=False,
+            labelcolor=TEXT,
+        )
 
     return _chart(draw, 5.0, 3.0, f"Loss curves of {title}: {ends}", title)
 
@@ -185,27 +197,29 @@ def _line(axes: Axes, values: np.ndarray, color: str):
     if len(values) <= MOST_POINTS:
         marker = "o" if len(values) == 1 else None
         return axes.plot(steps, values, color=color, linewidth=1.2, marker=marker)[0]
-    blocks = [b for b in np.array_split(np.arange(len(values)), MOST_POINTS)]
-    blocks = [b for b in (b[np.isfinite(values[b])] for b in blocks) if len(b)]
+    blocks = np.array_split(np.flatnonzero(np.isfinite(values)), MOST_POINTS)
+    blocks = [block for block in blocks if len(block)]
     middle = [steps[b].mean() for b in blocks]
     low, high = [values[b].min() for b in blocks], [values[b].max() for b in blocks]
     axes.fill_between(middle, low, high, color=color, alpha=0.22, linewidth=0)
     return axes.plot(middle, [values[b].mean() for b in blocks], color=color, linewidth=1.2)[0]
 
 
-def _bars(
-    axes: Axes, palette: _Palette, names: list[str], trace: np.ndarray, errors: np.ndarray
-) -> None:
+def _bars(axes: Axes, names: list[str], trace: np.ndarray, errors: np.ndarray) -> None:
     places = np.arange(len(names))
-    whiskers = {"ecolor": palette.text, "elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8}
+    whiskers = {
+        "ecolor": TEXT,
+        "elinewidth": 0.8,
+        "capsize": 1.5 if len(names) <= MOST_NAMES else 0,
+    }
     small, large = np.nanmin(trace), np.nanmax(trace)
-    if small > 0 and large / small > LOG_SPREAD:
+    logarithmic = small > 0 and large / small > LOG_SPREAD
+    if logarithmic:
         errors = np.stack([np.minimum(errors, trace * 0.9), errors])  # a log axis ends above 0
-        axes.bar(places, trace, color=palette.series[0], yerr=errors, error_kw=whiskers)
+    axes.bar(places, trace, color=BAR, yerr=errors, error_kw=whiskers)
+    if logarithmic:
         _log_axis(axes)
         axes.set_ylim(bottom=small / 2)
-    else:
-        axes.bar(places, trace, color=palette.series[0], yerr=errors, error_kw=whiskers)
     axes.set_xlim(-0.8, len(names) - 0.2)
     axes.set_ylabel("average Hessian trace")
     shown = places[:: -(-len(names) // MOST_NAMES)]
@@ -213,7 +227,7 @@ def _bars(
     axes.set_xticklabels([_shorten(names[i]) for i in shown], rotation=90)
 
 
-def _shorten(name: str, most: int = 28) -> str:
+def _shorten(name: str, most: int = 24) -> str:
     """A long qualified name by its end, which tells layers apart."""
     return name if len(name) <= most else "…" + name[1 - most :]
 
@@ -224,7 +238,7 @@ def _printable(text: str) -> str:
 
 
 def _log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5, or at powers of ten over a wide range."""
+    """A logarithmic y axis with plain numbers: at 1, 2, 5, or at powers of ten on a wide range."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     subs: Sequence[float] = (1, 2, 5) if high / max(low, 1e-300) < 200 else (1,)
@@ -234,32 +248,42 @@ def _log_axis(axes: Axes) -> None:
 
 
 def _chart(
-    draw: Callable[[Axes, _Palette], None], width: float, height: float, alt: str, title: str
+    draw: Callable[[Axes], None], width: float, height: float, alt: str, title: str
 ) -> Picture:
-    """Draw a chart of `width` by `height` inches for light and for dark screens."""
-    light, dark = (_svg(draw, palette, (width, height)) for palette in (_LIGHT, _DARK))
-    return Picture(light, dark, alt, round(width * 96), title)
+    """Draw a chart of `width` by `height` inches, and change its colors for dark screens."""
+    light = dark = _compact(_svg(draw, (width, height)))
+    for by_day, by_night in DARK.items():
+        dark = dark.replace(by_day, by_night)
+    uris = (_uri("image/svg+xml", svg.encode()) for svg in (light, dark))
+    return Picture(*uris, alt, round(width * 96), title)
 
 
-def _svg(
-    draw: Callable[[Axes, _Palette], None], palette: _Palette, size: tuple[float, float]
-) -> str:
+def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever style the caller uses, the report looks the same
         matplotlib.rcParams.update(_STYLE)
         warnings.simplefilter("ignore", UserWarning)  # glyphs that DejaVu lacks, a reader may have
         figure = Figure(size, layout="constrained")
         axes = figure.add_subplot()
-        axes.grid(axis="y", color=palette.line, linewidth=0.6)
-        axes.tick_params(colors=palette.text, length=2.5, width=0.6)
-        axes.spines[["left", "bottom"]].set_color(palette.line)
-        draw(axes, palette)
+        axes.grid(axis="y", color=LINE, linewidth=0.6)
+        axes.tick_params(colors=TEXT, length=2.5, width=0.6)
+        axes.spines[["left", "bottom"]].set_color(LINE)
+        draw(axes)
         for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set_color(palette.text)
+            label.set_color(TEXT)
         file = io.BytesIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    return _uri("image/svg+xml", file.getvalue())
+    return file.getvalue().decode()
+
+
+def _compact(svg: str) -> str:
+    """Coordinates to a hundredth of a point, and the reader's own font instead of matplotlib's."""
+
+    def shorten(tag: re.Match) -> str:
+        return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])
+
+    return re.sub("<[^>]+>", shorten, svg.replace("'DejaVu Sans'", "system-ui, sans-serif"))
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -1,0 +1,59 @@
+"""ONNX Runtime sessions: quiet, with as many threads as torch uses here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from fxquant.errors import ExportError
+
+_FATAL = 4
+BATCH = 64
+
+
+def make_session(
+    model: str | Path | bytes, *, optimize: bool = True, optimized_to: Path | None = None
+) -> ort.InferenceSession:
+    """Load a file, or the bytes of one, on the CPU; `optimized_to` is where to save its graph.
+
+    Raises ExportError where ONNX Runtime refuses it.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait in a busy loop take the machine from whatever else runs on it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if optimized_to is not None:
+        options.optimized_model_filepath = str(optimized_to)
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        name = "the model" if isinstance(model, bytes) else f"'{model}'"
+        raise ExportError(f"ONNX Runtime can't load {name}: {error}") from error
+
+
+def run_onnx(path: str | Path, images: Tensor | np.ndarray, *, optimize: bool = True) -> np.ndarray:
+    """First output of the file for `images`, (n, channels, height, width); shape (n, ...)."""
+    session = make_session(path, optimize=optimize)
+    return np.concatenate([outputs[0] for outputs in run_batches(session, images)])
+
+
+def run_batches(
+    session: ort.InferenceSession,
+    images: Tensor | np.ndarray,
+    names: Sequence[str] | None = None,
+    batch: int = BATCH,
+) -> Iterator[list[np.ndarray]]:
+    """Values of the named outputs, all where None, for one batch of images after another."""
+    array = np.ascontiguousarray(np.asarray(images, dtype=np.float32))
+    name = session.get_inputs()[0].name
+    for start in range(0, len(array), batch):
+        yield session.run(names, {name: array[start : start + batch]})

@@ -1,0 +1,130 @@
+"""Calibration of a whole student, and the correction of its biases."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import ALL, settle_batchnorm
+from torch import Tensor, nn
+
+from fxquant.calibration import calibrate, correct_biases
+from fxquant.graph.insert_quantizers import quantized_layers
+from fxquant.graph.prepare import Prepared, prepare
+from fxquant.quantizer import Quantizer
+from fxquant.ranges import min_max, search
+from fxquant.report.closeness import measure_closeness
+from fxquant.spec import QConfig
+
+
+def images(count: int = 16) -> Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def prepared(name: str, bits: int = 4) -> Prepared:
+    return prepare(ALL[name](), QConfig(bits, bits), (3, 16, 16))
+
+
+def quantizers(student: nn.Module) -> dict[str, Quantizer]:
+    return {n: m for n, m in student.named_modules() if isinstance(m, Quantizer)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_calibrate_enables_every_quantizer_and_keeps_the_function(name):
+    p = prepared(name, bits=8)
+    calibrate(p.student, images(), estimator=min_max)
+    assert all(q.enabled for q in quantizers(p.student).values())
+    assert all(not torch.all(q.log_scale == 0) for q in quantizers(p.student).values())
+    assert measure_closeness(p.teacher, p.student, images()).output_sqnr > 25
+
+
+def test_ranges_are_those_of_the_float_network():
+    p = prepared("residual", bits=2)
+    calibrate(p.student, images(), estimator=min_max, batch=7)
+    seen = {}
+    expected = quantizers(p.student)["activation_quantizers.relu_2"]
+    module = p.teacher.feature_taps.feature0
+    module.register_forward_hook(lambda _, args, out: seen.update(high=out.max()))
+    p.teacher(images())
+    assert module.name == "relu_2"
+    assert abs(expected.scale.item() - seen["high"].item() / 3) < 1e-5
+
+
+def test_weights_are_calibrated_channel_by_channel():
+    p = prepared("plain")
+    calibrate(p.student, images())
+    layer = p.student.get_submodule("features.4")
+    spec = layer.weight_quantizer.spec
+    low, high = search(layer.weight.flatten(1), spec)
+    expected = torch.maximum(low / spec.qmin, high / spec.qmax)
+    assert (layer.weight_quantizer.scale - expected).abs().max() < 1e-6
+
+
+def test_a_second_calibration_changes_nothing():
+    p = prepared("repeated_conv")
+    calibrate(p.student, images())
+    before = copy.deepcopy(p.student.state_dict())
+    calibrate(p.student, images())
+    after = p.student.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", ["residual", "inverted_residual", "concat", "shared_relu"])
+def test_corrected_biases_keep_the_teachers_channel_means(name):
+    p, x = prepared(name, bits=3), images()
+    calibrate(p.student, x, estimator=min_max)
+    assert channel_shift(p, x) > 0.01
+    with_bias = [n for n in quantized_layers(p.student) if n.args[2] is not None]
+    assert correct_biases(p.teacher, p.student, x) == len(with_bias)
+    # Rounding downstream of a corrected layer is that layer's own affair: means hold everywhere.
+    assert channel_shift(p, x) < 1e-4
+
+
+def channel_shift(p: Prepared, x: Tensor) -> float:
+    """The largest difference of a channel's mean at a layer's output, teacher against student."""
+    teacher, student = values(p.teacher, x), values(p.student, x)
+    layers = [n for n in quantized_layers(p.student) if n.args[2] is not None]
+    return max(
+        (mean(student[n.name]) - mean(teacher[n.meta["twin"]])).abs().max().item() for n in layers
+    )
+
+
+def mean(value: Tensor) -> Tensor:
+    return value.mean([i for i in range(value.dim()) if i != 1])
+
+
+def values(gm: torch.fx.GraphModule, x: Tensor) -> dict[str, Tensor]:
+    found = {}
+
+    class Recorder(torch.fx.Interpreter):
+        def run_node(self, n):
+            found[n.name] = super().run_node(n)
+            return found[n.name]
+
+    with torch.no_grad():
+        Recorder(gm).run(x)
+    return found
+
+
+class RepeatedConvWithBias(nn.Module):
+    """One convolution with a bias, called twice: no one shift fits both calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        x = F.relu(self.conv(F.relu(self.conv(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_layer_that_is_called_twice_keeps_its_bias():
+    p = prepare(settle_batchnorm(RepeatedConvWithBias()), QConfig(3, 3), (3, 16, 16))
+    calibrate(p.student, images(), estimator=min_max)
+    before = p.student.conv.bias.clone()
+    assert correct_biases(p.teacher, p.student, images()) == 2
+    assert torch.equal(p.student.conv.bias, before)
