@@ -98,9 +98,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/resnet20"))
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0])
     parser.add_argument("--preset", default="default")
-    parser.add_argument(
-        "--only", action="append", metavar="NETWORK:SETTING", help="a pattern, may be repeated"
-    )
+    parser.add_argument("--only", action="append", metavar="NETWORK:SETTING", help="a pattern")
     args = parser.parse_args()
     args.only = args.only or DEFAULT_RUNS
     return args

@@ -7,9 +7,9 @@ import sys
 from types import FrameType
 
 import click
-from fxquant.cli.quantize import quantize
 
 from fxquant import __version__
+from fxquant.cli.quantize import quantize
 from fxquant.errors import FxQuantError
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from fxquant.cli.options import BITS, CHANNEL_VALUES, SHAPE
 
 

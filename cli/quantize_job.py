@@ -10,10 +10,9 @@ from typing import Any
 
 from fxquant.cli.console import print_report, print_summary, status
 from fxquant.cli.progress import ProgressWatcher
-from fxquant.exporters.artifacts import export
-
 from fxquant.datafree.recipes import find_recipe
 from fxquant.errors import ParityError, SettingError
+from fxquant.exporters.artifacts import export
 from fxquant.graph.prepare import prepare
 from fxquant.models.load import LoadedModel, load_model
 from fxquant.pipeline import resolve_device, run

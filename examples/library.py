@@ -27,7 +27,7 @@ class MyNet(nn.Module):
 
 def whole_job(model: nn.Module) -> None:
     """From the trained network to the ONNX file and its report, without data."""
-    result = fxquant.quantize(model, bits=4, input_shape=(3, 32, 32))
+    result = fxquant.quantize(model, bits=4, input_shape=(3, 32, 32), preset="fast")
     print(result.student)  # a torch.fx module, each fake-quantization visible in its graph
     fxquant.export(result, "out")
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from fxquant.exporters.onnx_qdq import export_onnx
-from fxquant.exporters.parity import check_parity, run_onnx
 from safetensors.torch import save_file
 
 from fxquant import __version__
+from fxquant.exporters.onnx_qdq import export_onnx
+from fxquant.exporters.parity import check_parity, run_onnx
 from fxquant.files import write_atomic, write_text
 from fxquant.pipeline import Result
 from fxquant.report.evaluate import EvaluationData, accuracy

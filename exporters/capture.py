@@ -13,12 +13,12 @@ import onnxscript
 import onnxscript.optimizer
 import onnxscript.rewriter
 import torch
-from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 from onnx_ir.passes import common as passes
 from onnxscript import opset21 as op
 from torch.fx import GraphModule
 
 from fxquant.errors import ExportError
+from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 
 # Their warnings are about how torch traces, which the one who exports can't act upon.
 _CHATTY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
@@ -45,6 +45,7 @@ def capture(frozen: GraphModule, input_shape: tuple[int, ...], opset: int) -> ir
                 opset_version=opset,
                 input_names=["input"],
                 output_names=names,
+                dynamic_shapes=({0: "batch"},),
                 custom_translation_table=_TRANSLATIONS,
             ).model
         except Exception as error:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from fxquant.exporters.freeze import FrozenQuantizer
-from fxquant.exporters.runtime import BATCH, make_session, run_batches
-from fxquant.exporters.tensor_names import quantizer_tensor
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from fxquant.exporters.freeze import FrozenQuantizer
+from fxquant.exporters.runtime import BATCH, make_session, run_batches
+from fxquant.exporters.tensor_names import quantizer_tensor
 from fxquant.graph.ops import module_of, module_table
 from fxquant.quantizer import Quantizer
 from fxquant.report.closeness import sqnr_db

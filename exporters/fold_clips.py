@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+
 from fxquant.exporters.share_scalars import scalar
 
 

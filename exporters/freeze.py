@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 
 import torch
-from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxquant.errors import ExportError
-from fxquant.graph.insert_quantizers import quantized_layers
+from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
+from fxquant.graph.insert_quantizers import layer_name, quantized_layers
 from fxquant.graph.insert_taps import Tap
 from fxquant.graph.ops import module_of, module_table
 from fxquant.graph.snap_biases import bias_of, input_quantizer, quantize_bias
@@ -40,8 +40,8 @@ def freeze(student: GraphModule) -> GraphModule:
     Weights are int8 buffers under the names of the parameters that they replace, biases of
     integer layers int32 buffers, each followed by a visible `fxquant::dequantize`; activation
     quantizers are `fxquant::quantize_dequantize` with constants; taps are gone. It computes
-    what the student does if the student's biases are snapped. Raises ExportError where a
-    quantizer is not calibrated.
+    what the student does. Raises ExportError where a quantizer is not calibrated or a bias not
+    snapped.
     """
     _check_calibrated(student)
     frozen = copy.deepcopy(student).cpu().eval().requires_grad_(False)
@@ -89,7 +89,19 @@ def _integer_bias(
     if bias is None or source is None:
         return None
     scale = source.scale * modules[layer.args[1].target].scale
-    return quantize_bias(bias, scale), scale
+    q = quantize_bias(bias, scale)
+    _check_snapped(layer, bias, q, scale)
+    return q, scale
+
+
+def _check_snapped(layer: Node, bias: Tensor, q: Tensor, scale: Tensor) -> None:
+    # A student that was snapped on another device has a scale with another last bit.
+    slack = 0.01 * scale.double() + 1e-6 * bias.double().abs()
+    if ((q.double() * scale - bias).abs() > slack).any():
+        raise ExportError(
+            f"the bias of layer '{layer_name(layer)}' is not on the grid of its integer kernel",
+            "call snap_biases(student) after training, before the student is measured",
+        )
 
 
 def _freeze_weight(gm: GraphModule, layer: Node, modules: dict[str, nn.Module]) -> None:
@@ -107,17 +119,13 @@ def _freeze_weight(gm: GraphModule, layer: Node, modules: dict[str, nn.Module]) 
 
 
 def _freeze_bias(gm: GraphModule, layer: Node, bias: tuple[Tensor, Tensor] | None) -> None:
-    """Each call of a layer gets a bias of its own, on the grid of that call's input."""
     if bias is None:
         return
     source: Node = layer.args[2]
     owner, attribute = _owner(gm, source)
-    earlier = sum(name.startswith(f"{attribute}_scale") for name, _ in owner.named_buffers())
-    attribute = f"{attribute}_{earlier}" if earlier else attribute
     for name, value in zip((attribute, f"{attribute}_scale"), bias, strict=True):
         _set_buffer(owner, name, value)
-    prefix = str(source.target).rpartition(".")[0]
-    _replace_argument(gm, layer, 2, f"{prefix}.{attribute}" if prefix else attribute, 0)
+    _replace_argument(gm, layer, 2, source.target, 0)
     if not source.users:
         gm.graph.erase_node(source)
 

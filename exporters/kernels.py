@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+
 from fxquant.exporters.runtime import make_session
 
 _CONVOLUTIONS = frozenset({"Conv"})

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable
 
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
 from fxquant.exporters.fold_clips import fold_clips
 from fxquant.exporters.gemm_zero_points import gemm_zero_points
 from fxquant.exporters.pack_weights import pack_weights
@@ -16,7 +18,6 @@ from fxquant.exporters.share_scalars import share_scalars
 from fxquant.exporters.sink_dequantize import sink_dequantize
 from fxquant.exporters.strip import strip
 from fxquant.exporters.tensor_names import name_tensors
-from onnx_ir.passes import common as passes
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from fxquant.exporters.capture import capture
-from fxquant.exporters.freeze import freeze
-from fxquant.exporters.layouts import LAYOUTS, apply_layout
 from torch.fx import GraphModule
 
 from fxquant.errors import ExportError
+from fxquant.exporters.capture import capture
+from fxquant.exporters.freeze import freeze
+from fxquant.exporters.layouts import LAYOUTS, apply_layout
 from fxquant.files import write_atomic
 from fxquant.graph.ops import module_table
 from fxquant.quantizer import Quantizer

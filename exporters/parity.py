@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from fxquant.exporters.divergence import first_divergence
-from fxquant.exporters.kernels import count_kernels
-from fxquant.exporters.marks import mark
-from fxquant.exporters.runtime import BATCH, make_session, run_batches, run_onnx
 from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant.datafree.objective import flatten
 from fxquant.errors import ParityError
+from fxquant.exporters.divergence import first_divergence
+from fxquant.exporters.kernels import count_kernels
+from fxquant.exporters.marks import mark
+from fxquant.exporters.runtime import BATCH, make_session, run_batches, run_onnx
 from fxquant.report.closeness import sqnr_db
 
 __all__ = ["Difference", "Parity", "check_parity", "require_parity", "run_onnx"]

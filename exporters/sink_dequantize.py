@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from fxquant.exporters.share_scalars import scalar
 
 # Ops that give back numbers of their first input, and take uint8 in ONNX Runtime.
 _MOVES = frozenset(
-    {"Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Split"}
+    {
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "MaxPool",
+        "Pad",
+        "Reshape",
+        "Slice",
+        "Split",
+    }
     | {"Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
 
@@ -34,7 +46,7 @@ def sink_dequantize(model: ir.Model) -> int:
         else:
             continue
         sunk += 1
-        if not source.outputs[0].uses():
+        if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
             model.graph.remove(source, safe=True)
     return sunk
 

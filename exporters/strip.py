@@ -17,7 +17,7 @@ def strip(model: ir.Model) -> int:
     before = len(model.graph.initializers)
     passes.RemoveUnusedNodesPass()(model)
     removed = before - len(model.graph.initializers)
-    for value in model.graph.initializers.values():
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     for node in model.graph:
         removed += _drop_default_attributes(node, model.opset_imports[""])

@@ -1,16 +1,18 @@
-"""Calibration: set every quantizer's range from images, then correct the biases."""
+"""Calibration: set every quantizer's range from images, then adjust weights and biases."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.graph.insert_quantizers import quantized_layers
 from fxquant.quantizer import Quantizer
 from fxquant.ranges import RangeEstimator, search
+from fxquant.rounding import input_curvature, round_weights
 
 
 @torch.no_grad()
@@ -47,25 +49,28 @@ def _calibrate_weight(
 
 
 @torch.no_grad()
-def correct_biases(teacher: GraphModule, student: GraphModule, images: Tensor) -> int:
-    """Shift each quantized layer's bias so that its outputs keep the teacher's channel means.
+def adjust_layers(
+    teacher: GraphModule,
+    student: GraphModule,
+    images: Tensor,
+    *,
+    weights: bool = True,
+    biases: bool = True,
+) -> int:
+    """Make each quantized layer's output closer to the teacher's, in closed form and in place.
 
-    The empirical form of bias correction (Nagel et al., Data-Free Quantization through Weight
-    Equalization and Bias Correction, 2019, eq. 14): b += E[teacher] - E[student] per output
-    channel on `images`, (n, channels, height, width), layer by layer, so that each sees what the
-    corrected ones before it give. A layer that is called more than once, with different
-    means, keeps its bias. Returns the number of biases shifted.
+    `weights`: they are rounded so that the layer's output on `images`, (n, channels, height,
+    width), stays close (`fxquant.rounding`), and then lie on the grid. `biases`: the empirical
+    bias correction of Nagel et al. (Data-Free Quantization through Weight Equalization and Bias
+    Correction, 2019, eq. 14), b += E[teacher] - E[student] per output channel. Layers are
+    adjusted in order, so that each sees what the adjusted ones before it give. Returns how many
+    were. A layer that is called more than once is left as it is.
     """
-    layers = _called_once(quantized_layers(student))
+    layers = quantized_layers(student)
     means = _channel_means(teacher, {node.meta["twin"] for node in layers}, images)
-    corrector = _BiasCorrector(student, layers, means)
-    corrector.run(images)
-    return corrector.corrected
-
-
-def _called_once(layers: list[Node]) -> list[Node]:
-    calls = Counter(node.meta["layer"] for node in layers)
-    return [node for node in layers if calls[node.meta["layer"]] == 1]
+    adjuster = _LayerAdjuster(student, layers, means, weights, biases)
+    adjuster.run(images)
+    return adjuster.adjusted
 
 
 def _channel_means(gm: GraphModule, names: set[str], images: Tensor) -> dict[str, Tensor]:
@@ -82,40 +87,58 @@ def _channel_means(gm: GraphModule, names: set[str], images: Tensor) -> dict[str
     return means
 
 
-class _BiasCorrector(Interpreter):
-    """Runs the student and corrects each layer before its result goes on."""
+class _LayerAdjuster(Interpreter):
+    """Runs the student and adjusts each layer before its result goes on."""
 
-    def __init__(self, student: GraphModule, layers: list[Node], means: dict[str, Tensor]):
+    def __init__(
+        self,
+        student: GraphModule,
+        layers: list[Node],
+        means: dict[str, Tensor],
+        weights: bool,
+        biases: bool,
+    ):
         super().__init__(student)
-        self.layers, self.means, self.corrected = set(layers), means, 0
+        calls = Counter(node.args[1].args[0].target for node in layers)
+        self.layers = {n for n in layers if calls[n.args[1].args[0].target] == 1}
+        self.means, self.weights, self.biases, self.adjusted = means, weights, biases, 0
 
     def run_node(self, n: Node):
-        value = super().run_node(n)
         if n not in self.layers:
-            return value
-        bias = _bias(self.module, n)
-        target = self.means.get(n.meta["twin"])
-        if bias is None or target is None:
-            return value
-        shift = target - _mean(value, n)
-        bias += shift
-        self.corrected += 1
-        return value + shift.reshape(
-            [-1 if i == _axis(value, n) else 1 for i in range(value.dim())]
-        )
+            return super().run_node(n)
+        if self.weights:
+            self._round(n)
+        value = super().run_node(n)
+        if self.biases and n.args[2] is not None:
+            shift = self.means[n.meta["twin"]] - _mean(value, n)
+            _attribute(self.module, n.args[2]).add_(shift)
+            places = [-1 if i == _axis(value, n) else 1 for i in range(value.dim())]
+            value = value + shift.reshape(places)
+        self.adjusted += 1
+        return value
+
+    def _round(self, n: Node) -> None:
+        """Round the layer's weight for the input that it gets, where there is a rule for it."""
+        if n.target not in (F.linear, F.conv2d) or "same" in n.args:
+            return
+        weight = _attribute(self.module, n.args[1].args[0])
+        quantizer = self.module.get_submodule(n.args[1].target)
+        curvature = input_curvature(n, self.env[n.args[0]], weight)
+        grouped = weight.reshape(len(curvature), -1, curvature.shape[-1])
+        rounded = round_weights(grouped, curvature, quantizer).reshape(weight.shape)
+        weight.copy_(rounded)
+        self.env[n.args[1]] = quantizer(weight)
 
 
-def _bias(module: nn.Module, node: Node) -> Tensor | None:
-    argument = node.args[2]
-    if argument is None:
-        return None
-    name, _, attribute = argument.target.rpartition(".")
-    return getattr(module.get_submodule(name), attribute)
+def _attribute(module: GraphModule, node: Node) -> Tensor:
+    """The parameter that a get_attr node reads."""
+    owner, _, name = node.target.rpartition(".")
+    return getattr(module.get_submodule(owner), name)
 
 
 def _axis(value: Tensor, node: Node) -> int:
     """Channels are last after a linear layer, second after a convolution."""
-    return value.dim() - 1 if node.target is torch.nn.functional.linear else 1
+    return value.dim() - 1 if node.target is F.linear else 1
 
 
 def _mean(value: Tensor, node: Node) -> Tensor:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxquant.datafree.engine import Engine, Watcher, require_finite
+from fxquant.datafree.engine import Engine, require_finite
 from fxquant.datafree.importance import Importance
 from fxquant.datafree.recipe import Recipe
 from fxquant.datafree.recipes import find_recipe
+from fxquant.datafree.watcher import Watcher
 from fxquant.errors import SettingError
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.graph.snap_biases import snap_biases

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,14 @@ class Settings:
 def _config_from_dict(values: dict[str, Any]) -> QConfig:
     if not isinstance(values, dict):
         raise SettingError(f"config is {values!r}; expected a table")
+    known = [item.name for item in fields(QConfig)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise SettingError(f"unknown key config.{unknown[0]}", f"one of {', '.join(known)}")
     layers = values.get("layers", [])
     if not isinstance(layers, list) or not all(isinstance(rule, str) for rule in layers):
         raise SettingError(f"config.layers is {layers!r}; expected a list of 'NAME=BITS'")
-    try:
-        return QConfig(**{**values, "layers": tuple(LayerRule.parse(rule) for rule in layers)})
-    except TypeError as error:
-        raise SettingError(f"config: {error}") from error
+    return QConfig(**{**values, "layers": tuple(LayerRule.parse(rule) for rule in layers)})
 
 
 def read_toml(path: Path) -> dict[str, Any]:

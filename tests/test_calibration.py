@@ -1,4 +1,4 @@
-"""Calibration of a whole student, and the correction of its biases."""
+"""Calibration of a whole student, and the adjustment of its weights and biases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from nets import ALL, settle_batchnorm
 from torch import Tensor, nn
 
-from fxquant.calibration import calibrate, correct_biases
+from fxquant.calibration import adjust_layers, calibrate
 from fxquant.graph.insert_quantizers import quantized_layers
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.quantizer import Quantizer
@@ -76,10 +76,10 @@ def test_corrected_biases_keep_the_teachers_channel_means(name):
     p, x = prepared(name, bits=3), images()
     calibrate(p.student, x, estimator=min_max)
     assert channel_shift(p, x) > 0.01
-    with_bias = [n for n in quantized_layers(p.student) if n.args[2] is not None]
-    assert correct_biases(p.teacher, p.student, x) == len(with_bias)
-    # Rounding downstream of a corrected layer is that layer's own affair: means hold everywhere.
+    weights = {n: p.clone() for n, p in p.student.named_parameters() if n.endswith("weight")}
+    assert adjust_layers(p.teacher, p.student, x, weights=False) == len(quantized_layers(p.student))
     assert channel_shift(p, x) < 1e-4
+    assert all(torch.equal(p.student.get_parameter(n), weight) for n, weight in weights.items())
 
 
 def channel_shift(p: Prepared, x: Tensor) -> float:
@@ -122,9 +122,23 @@ class RepeatedConvWithBias(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_a_layer_that_is_called_twice_keeps_its_bias():
+def test_a_layer_that_is_called_twice_is_left_as_it_is():
     p = prepare(settle_batchnorm(RepeatedConvWithBias()), QConfig(3, 3), (3, 16, 16))
     calibrate(p.student, images(), estimator=min_max)
-    before = p.student.conv.bias.clone()
-    assert correct_biases(p.teacher, p.student, images()) == 2
-    assert torch.equal(p.student.conv.bias, before)
+    before = copy.deepcopy(p.student.conv.state_dict())
+    assert adjust_layers(p.teacher, p.student, images()) == 2
+    assert all(torch.equal(v, before[k]) for k, v in p.student.conv.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["residual", "inverted_residual", "plain", "pre_activation"])
+def test_adjusted_weights_lie_on_the_grid_and_bring_the_output_closer(name):
+    p, x = prepare(ALL[name](), QConfig(3, 8), (3, 16, 16)), images(64)
+    calibrate(p.student, x, estimator=min_max)
+    before = measure_closeness(p.teacher, p.student, x).output_sqnr
+    biases = {n: p.clone() for n, p in p.student.named_parameters() if n.endswith("bias")}
+    assert adjust_layers(p.teacher, p.student, x, biases=False) == len(quantized_layers(p.student))
+    for node in quantized_layers(p.student):
+        layer = p.student.get_submodule(node.meta["layer"])
+        assert torch.equal(layer.weight_quantizer(layer.weight), layer.weight)
+    assert all(torch.equal(p.student.get_parameter(n), bias) for n, bias in biases.items())
+    assert measure_closeness(p.teacher, p.student, x).output_sqnr > before + 2

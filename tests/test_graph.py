@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def images(count: int = 5) -> Tensor:
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(3))
 
 
-def built(network: type[nn.Module]) -> nn.Module:
+def built(network: Callable[[], nn.Module]) -> nn.Module:
     """The same network at each call, with statistics that normalise nothing to 0 and 1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -212,6 +213,16 @@ def test_all_outputs_of_a_nested_result_are_features():
         output = p.student(images(2))
     assert values["boxes"] is output["boxes"]
     assert values["conv2d"] is output["scores"]
+
+
+def test_a_feature_that_is_a_folded_norms_output_is_tapped_at_the_layer():
+    model = nn.Sequential(ConvBn(3, 8, activation=None), nn.MaxPool2d(2), nn.Conv2d(8, 4, 1))
+    p = prepare(built(lambda: model), QConfig(), SHAPE)
+    assert p.features == ("_0_1", "_2")
+    with record(p.student, FEATURE_TAPS) as found, record(p.teacher, FEATURE_TAPS) as expected:
+        p.student(images())
+        p.teacher(images())
+    assert (found["_0_1"] - expected["_0_1"]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", ALL)

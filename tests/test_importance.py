@@ -34,6 +34,14 @@ def tiny(*extra: nn.Module) -> GraphModule:
         return trace(nn.Sequential(*layers), SHAPE)
 
 
+def labelled() -> tuple[GraphModule, Tensor]:
+    """The network, and labels that it gets right but for one."""
+    net = tiny()
+    labels = net(images()).argmax(1)
+    labels[0] = (labels[0] + 1) % 3
+    return net, labels
+
+
 def images() -> Tensor:
     return 2 * torch.randn(SAMPLES, *SHAPE, generator=torch.Generator().manual_seed(1))
 
@@ -86,9 +94,9 @@ def test_gauss_newton_matches_the_exact_matrix():
 
 
 def test_hessian_matches_the_exact_one_with_labels():
-    net, labels = tiny(), torch.tensor([0, 1, 2, 2, 1, 0])
+    net, labels = labelled()
     found = measure_importance(net, images(), method="hessian", probes=600, labels=labels)
-    check(found, exact_hessian(net, lambda logits: F.cross_entropy(logits, labels)), 0.3)
+    check(found, exact_hessian(net, lambda logits: F.cross_entropy(logits, labels)), 0.15)
 
 
 def test_hessian_without_labels_takes_the_most_likely_classes():
@@ -141,20 +149,19 @@ def test_nested_outputs_are_summed_up():
 
 @pytest.mark.filterwarnings("ignore:Using backward")
 def test_the_total_trace_is_pyhessians():
-    net, labels = tiny(), torch.tensor([0, 1, 2, 2, 1, 0])
+    net, labels = labelled()
     found = measure_importance(net, images(), method="hessian", probes=500, labels=labels)
     sizes = [w.numel() for w in weights_of(net).values()]
     total = sum(h * m for h, m in zip(found.trace, sizes, strict=True))
     error = sum((e * m) ** 2 for e, m in zip(found.standard_error, sizes, strict=True)) ** 0.5
-    torch.manual_seed(0)
+    torch.manual_seed(7)
     model = nn.Sequential(*net.children()).requires_grad_(True)
     theirs = pyhessian.hessian(model, F.cross_entropy, data=(images(), labels), cuda=False)
     samples = torch.tensor(theirs.trace(maxIter=500, tol=-math.inf))
     assert len(samples) == 500
-    print(total, error, samples.mean(), samples.std() / 500**0.5)
     bound = 3 * (error**2 + samples.var() / 500) ** 0.5
     assert abs(total - samples.mean()) < bound
-    assert bound < 0.5 * samples.mean().abs()
+    assert bound < 0.2 * samples.mean().abs()
 
 
 def test_a_seed_repeats_and_the_error_shrinks_with_the_probes():

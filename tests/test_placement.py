@@ -88,8 +88,12 @@ def test_every_value_that_needs_a_quantizer_has_it_at_its_width(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_one_quantizer_per_value_and_one_value_per_quantizer(name):
-    student = student_of(ALL[name]())
+    p = prepare(ALL[name](), WIDTHS, SHAPE)
+    student = p.student
     modules, nodes = module_table(student), quantizer_nodes(student)
+    distinct = {id(m) for m in modules.values() if isinstance(m, Quantizer)}
+    assert p.rewrites["insert_quantizers"] == len(distinct)
+    assert {id(modules[n.target]) for n in nodes} == distinct
     activations = [n for n in nodes if n.target.startswith(f"{ACTIVATIONS}.")]
     assert len({id(modules[n.target]) for n in activations}) == len(activations)
     for node in activations:

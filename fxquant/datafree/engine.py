@@ -2,55 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxquant.calibration import calibrate, correct_biases
+from fxquant.calibration import adjust_layers, calibrate
 from fxquant.datafree.history import History
 from fxquant.datafree.importance import Importance, measure_importance
 from fxquant.datafree.objective import Objective
-from fxquant.datafree.recipe import Recipe, Term
-from fxquant.datafree.samplers import SAMPLERS, PixelSampler, Replay, cosine
+from fxquant.datafree.recipe import Recipe, Sampler, Term
+from fxquant.datafree.samplers import (
+    SAMPLERS,
+    GeneratorSampler,
+    PixelSampler,
+    Replay,
+    cosine,
+)
+from fxquant.datafree.watcher import SilentWatcher, Watcher
 from fxquant.errors import DivergenceError, SettingError
 from fxquant.quantizer import Quantizer
 
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 20
-HELD_BACK = 256
-
-
-class Watcher(Protocol):
-    """What an engine tells while it runs; every method may be left empty."""
-
-    def phase(self, name: str, total: int) -> None:
-        """A phase of `total` steps begins."""
-
-    def step(self, done: int, values: dict[str, float]) -> None:
-        """`done` steps of the phase are done; the newest losses by curve name."""
-
-    def checkpoint(self, engine: Engine) -> None:
-        """The engine is between two steps, and its `state_dict` may be saved."""
-
-
-class SilentWatcher:
-    """Says nothing."""
-
-    def phase(self, name: str, total: int) -> None:
-        """Nothing."""
-
-    def step(self, done: int, values: dict[str, float]) -> None:
-        """Nothing."""
-
-    def checkpoint(self, engine: Engine) -> None:
-        """Nothing."""
+HELD_BACK = 128
 
 
 @dataclass(frozen=True)
@@ -95,17 +78,28 @@ class Engine:
         self.sampler = make_sampler(
             recipe.sampler, image_shape, schedule.batch, self.rng, self.device
         )
+        self.polisher = self._make_polisher(image_shape)
         self.replay = (
             Replay(schedule.replay, schedule.crop, self.rng, self.device)
             if schedule.replay
             else None
         )
+        self.float_weights = copy.deepcopy(self.student.state_dict())
         self.optimizer = _student_optimizer(self.student, recipe)
         self.history = History()
         self.importance: Importance | None = None
         self.held_back: Tensor | None = None
         self.seconds: dict[str, float] = {}
         self.phase_index, self.step = 0, 0
+
+    def _make_polisher(self, image_shape: tuple[int, ...]) -> PixelSampler | None:
+        """Optimises the pixels of what a generator draws, where the recipe asks for it."""
+        polish = self.recipe.polish
+        if not polish.steps:
+            return None
+        start = partial(self.sampler.collect, polish.batch)
+        settings = Sampler("images", lr=polish.lr, betas=(0.9, 0.999))
+        return PixelSampler(settings, image_shape, polish.batch, self.rng, self.device, start)
 
     def run(self) -> None:
         """Go through the phases, from wherever the state stands."""
@@ -127,13 +121,15 @@ class Engine:
 
     def _phases(self) -> list[Phase]:
         """What the recipe asks for, in order; phases without steps are left out."""
-        schedule, batches = self.recipe.schedule, self.recipe.sampler.batches
+        schedule, polish = self.recipe.schedule, self.recipe.polish
+        batches = self.recipe.sampler.batches
         fine_tunes = schedule.steps > 0
         seeks_difference = any(t.needs_student for t in self.recipe.sample_terms)
         adversarial = schedule.adversarial if seeks_difference and not fine_tunes else 0
         phases = [
             Phase("warm-up", schedule.warmup * batches, self._warm_up),
             Phase("importance", int(self.recipe.uses_importance), self._measure_importance),
+            Phase("polish", polish.steps * polish.batches, self._polish),
             Phase("calibration", 1, self._calibrate),
             Phase("adversarial", adversarial, self._adversarial),
             Phase("recalibration", int(adversarial > 0), self._calibrate),
@@ -144,10 +140,20 @@ class Engine:
     def _warm_up(self, step: int) -> None:
         """The sampler alone, on the terms that need no student."""
         warmup = self.recipe.schedule.warmup
-        terms = [t for t in self.recipe.sample_terms if not t.needs_student]
-        self._sampler_step("warm-up", terms, cosine(step % warmup, warmup) * 0.9 + 0.1)
+        self._sampler_step("warm-up", self._own_terms(), cosine(step % warmup, warmup) * 0.9 + 0.1)
         if isinstance(self.sampler, PixelSampler) and (step + 1) % warmup == 0:
             self.sampler.finish_batch()
+
+    def _polish(self, step: int) -> None:
+        """The pixels of one batch of generated images, on the terms that need no student."""
+        steps = self.recipe.polish.steps
+        rate = cosine(step % steps, steps)
+        self._sampler_step("polish", self._own_terms(), rate, self.polisher)
+        if (step + 1) % steps == 0:
+            self.polisher.finish_batch()
+
+    def _own_terms(self) -> list[Term]:
+        return [term for term in self.recipe.sample_terms if not term.needs_student]
 
     def _measure_importance(self, step: int) -> None:
         settings = self.recipe.importance
@@ -158,13 +164,33 @@ class Engine:
         self.objective.set_importance(self.importance, settings.normalize)
 
     def _calibrate(self, step: int) -> None:
-        images = self.sampler.collect(self.recipe.schedule.calibration_images)
-        calibrate(self.student, images)
-        if self.recipe.schedule.correct_biases:
-            correct_biases(self.teacher, self.student, images)
-        if self.replay is not None and self.recipe.schedule.steps:
-            self.replay.add(self.sampler.collect(self.replay.capacity))
-        self.held_back = self.sampler.collect(HELD_BACK)
+        schedule = self.recipe.schedule
+        self.student.load_state_dict(self.float_weights)
+        images = self._kept_images(max(schedule.calibration_images, schedule.replay))
+        calibrate(self.student, images[: schedule.calibration_images])
+        if schedule.round_weights or schedule.correct_biases:
+            adjust_layers(
+                self.teacher,
+                self.student,
+                images[: schedule.calibration_images],
+                weights=schedule.round_weights,
+                biases=schedule.correct_biases,
+            )
+        if self.replay is not None and schedule.steps:
+            self.replay.add(images[: schedule.replay])
+
+    def _kept_images(self, count: int) -> Tensor:
+        """Images to calibrate and train on; others are held back.
+
+        Of images that are optimised one by one, few as they are, the last part is held back.
+        """
+        if isinstance(self.sampler, GeneratorSampler) and self.polisher is None:
+            self.held_back = self.sampler.collect(HELD_BACK)
+            return self.sampler.collect(count)
+        images = torch.cat((self.polisher or self.sampler).finished)
+        apart = min(HELD_BACK, len(images) // 4)
+        self.held_back = images[len(images) - apart :]
+        return images[: len(images) - apart][:count]
 
     def _adversarial(self, step: int) -> None:
         """The sampler against a student that stays as it was calibrated."""
@@ -183,15 +209,16 @@ class Engine:
         self._student_step(drawn.contiguous(memory_format=torch.channels_last), rate)
 
     def _sampler_step(
-        self, phase: str, terms: list[Term] | tuple[Term, ...], rate: float
+        self, phase: str, terms: Sequence[Term], rate: float, sampler: Any = None
     ) -> Tensor:
-        """One step of the sampler on fresh images; the images, as they were before it."""
-        images = self.sampler.draw()
+        """One step of a sampler on what it draws; the images, as they were before it."""
+        sampler = sampler or self.sampler
+        images = sampler.draw()
         with_student = any(term.needs_student for term in terms)
         self.student.requires_grad_(False)
         view = self.objective.view(images, with_student=with_student, teacher_grad=True)
         loss = self._add_up(phase, "sampler", terms, view)
-        self.sampler.step(loss, rate)
+        sampler.step(loss, rate)
         self.student.requires_grad_(True)
         return images.detach()
 
@@ -221,6 +248,7 @@ class Engine:
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(),
+            "polisher": self.polisher.state_dict() if self.polisher else None,
             "replay": self.replay.state_dict() if self.replay else None,
             "history": self.history.state_dict(),
             "importance": self.importance and vars(self.importance),
@@ -235,6 +263,8 @@ class Engine:
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
+        if self.polisher is not None:
+            self.polisher.load_state_dict(state["polisher"])
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
         self.history.load_state_dict(state["history"])

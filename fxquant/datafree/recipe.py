@@ -91,7 +91,9 @@ class Schedule:
     calibrated, fixed student where it is not fine-tuned; `steps`: student steps, 0 for
     calibration only; `sampler_every`: student steps per sampler step. `replay`: images kept for
     the student to train on, 0 to draw fresh ones each step; `crop`: pixels by which a replayed
-    image is shifted at most, beside being mirrored. Learning rates follow half a cosine to 0.
+    image is shifted at most, beside being mirrored. `round_weights` and `correct_biases` adjust
+    the layers in closed form when calibrating (`fxquant.calibration.adjust_layers`). Learning
+    rates follow half a cosine to 0.
     """
 
     batch: int = 64
@@ -104,6 +106,7 @@ class Schedule:
     replay: int = 0
     crop: int = 0
     calibration_images: int = 512
+    round_weights: bool = True
     correct_biases: bool = True
 
     def __post_init__(self) -> None:
@@ -111,6 +114,25 @@ class Schedule:
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected above 0")
         for item in fields(self):
             _require(getattr(self, item.name) >= 0, f"{item.name} must not be negative")
+
+
+@dataclass(frozen=True)
+class Polish:
+    """What becomes of a generator's images before they are kept: their pixels are optimised.
+
+    `steps` on the terms that need no student, for `batches` of `batch` images, at a learning
+    rate that follows half a cosine from `lr` to 0. No steps: images stay as they were drawn.
+    """
+
+    steps: int = 0
+    batches: int = 8
+    batch: int = 128
+    lr: float = 0.05
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0, f"polish.steps is {self.steps}; expected at least 0")
+        for name in ("batches", "batch", "lr"):
+            _require(getattr(self, name) > 0, f"polish.{name} is {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -138,13 +160,14 @@ class ImportanceSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method: its sampler, the terms that sampler and student minimise, and its schedule."""
+    """A method: its sampler, the terms that sampler and student minimise, and how long it takes."""
 
     name: str
     sampler: Sampler
     sample_terms: tuple[Term, ...]
     student_terms: tuple[Term, ...] = ()
     schedule: Schedule = field(default_factory=Schedule)
+    polish: Polish = field(default_factory=Polish)
     importance: ImportanceSettings = field(default_factory=ImportanceSettings)
 
     def __post_init__(self) -> None:
@@ -197,7 +220,12 @@ class Recipe:
         return _build(cls, {**values, **terms, **parts}, "recipe")
 
 
-_PARTS = {"sampler": Sampler, "schedule": Schedule, "importance": ImportanceSettings}
+_PARTS = {
+    "sampler": Sampler,
+    "schedule": Schedule,
+    "polish": Polish,
+    "importance": ImportanceSettings,
+}
 
 
 def _build(kind: type, values: Any, where: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,11 +46,7 @@ class GeneratorSampler:
 
     def step(self, loss: Tensor, rate: float) -> None:
         """One optimiser step at `rate` times the learning rate."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * rate
-        self.optimizer.step()
+        take_step(self.optimizer, loss, self.settings.lr * rate)
 
     @torch.no_grad()
     def collect(self, count: int, rng: torch.Generator | None = None) -> Tensor:
@@ -65,7 +63,10 @@ class GeneratorSampler:
 
 
 class PixelSampler:
-    """Images whose pixels are optimised directly, batch after batch (ZeroQ, Cai et al., 2020)."""
+    """Images whose pixels are optimised directly, batch after batch.
+
+    `start` draws what a batch starts from; by default noise, as in ZeroQ (Cai et al., 2020).
+    """
 
     def __init__(
         self,
@@ -74,52 +75,64 @@ class PixelSampler:
         batch: int,
         rng: torch.Generator,
         device: torch.device,
+        start: Callable[[], Tensor] | None = None,
     ):
-        self.settings, self.rng, self.device = settings, rng, device
-        self.shape = (batch, *image_shape)
+        self.settings = settings
+        self.start = start or partial(_pixel_noise, (batch, *image_shape), rng, device)
         self.finished: list[Tensor] = []
-        self._start()
-
-    def _start(self) -> None:
-        """Uniform noise of 8-bit pixels, centred and scaled as ZeroQ does (about +-0.0235)."""
-        pixels = torch.randint(0, 256, self.shape, generator=self.rng)
-        start = (pixels.float() - 127.5) / 5418.75
-        self.images = start.to(self.device).requires_grad_(True)
-        self.optimizer = torch.optim.Adam([self.images], self.settings.lr, self.settings.betas)
+        self.images: Tensor | None = None
+        self.optimizer: torch.optim.Adam | None = None
 
     def draw(self, rng: torch.Generator | None = None) -> Tensor:
         """The batch that is being optimised, (batch, channels, height, width)."""
+        if self.images is None:
+            self._optimize(self.start())
         return self.images
+
+    def _optimize(self, images: Tensor) -> None:
+        self.images = images.detach().clone().requires_grad_(True)
+        self.optimizer = torch.optim.Adam([self.images], self.settings.lr, self.settings.betas)
 
     def step(self, loss: Tensor, rate: float) -> None:
         """One optimiser step at `rate` times the learning rate."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * rate
-        self.optimizer.step()
+        take_step(self.optimizer, loss, self.settings.lr * rate)
 
     def finish_batch(self) -> None:
-        """Put the batch aside and start another, unless it was the last."""
-        self.finished.append(self.images.detach().clone())
-        if len(self.finished) < self.settings.batches:
-            self._start()
+        """Put the batch aside; the next draw starts another."""
+        self.finished.append(self.images.detach())
+        self.images = self.optimizer = None
 
     def collect(self, count: int, rng: torch.Generator | None = None) -> Tensor:
         """At most `count` of the finished images."""
-        return torch.cat(self.finished or [self.images.detach()])[:count]
+        return torch.cat(self.finished)[:count]
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "images": self.images.detach(),
+            "images": None if self.images is None else self.images.detach(),
             "finished": self.finished,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.images.data.copy_(state["images"])
-        self.finished = [images.to(self.device) for images in state["finished"]]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.finished = list(state["finished"])
+        if state["images"] is not None:
+            self._optimize(state["images"])
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _pixel_noise(shape: tuple[int, ...], rng: torch.Generator, device: torch.device) -> Tensor:
+    """Uniform noise of 8-bit pixels, centred and scaled as ZeroQ does (about +-0.0235)."""
+    pixels = torch.randint(0, 256, shape, generator=rng)
+    return ((pixels.float() - 127.5) / 5418.75).to(device)
+
+
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
+    """One optimiser step on `loss` at learning rate `lr`."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
 
 
 SAMPLERS = {"generator": GeneratorSampler, "images": PixelSampler}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,29 +30,99 @@ def snap_biases(student: GraphModule) -> int:
     An integer kernel adds the bias as int32 on that grid; afterwards the student adds the same
     number. Where a channel's weights are so small that its bias would not fit, the scale of the
     channel's weights is raised until it does: that changes the output by less than
-    fan_in * 1.2e-7 of the bias. Layers whose input is no quantizer's value are left alone, with
+    fan_in * 1.2e-7 of the bias. A layer called more than once gets a bias for each call, as each
+    input has a grid of its own. Layers whose input is no quantizer's value are left alone, with
     the reason logged. Call it after training; a second call changes nothing. Returns the number
     of biases that changed. Raises ExportError where a bias or scale is not a finite number.
     """
-    modules, changed = module_table(student), 0
-    snapped: set[int] = set()
-    for node in quantized_layers(student):
-        bias = bias_of(student, node)
-        source = input_quantizer(node, modules)
-        if bias is None or id(bias) in snapped:
-            continue
+    modules = module_table(student)
+    layers = [_Layer.of(student, node, modules) for node in _with_bias_of_their_own(student)]
+    layers = [layer for layer in layers if layer is not None]
+    for layer in layers:
+        layer.check_finite()
+        layer.make_room()
+    return sum(layer.snap() for layer in layers)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A quantized layer with a bias, its weights' quantizer and the one its input comes from."""
+
+    name: str
+    bias: Tensor
+    weights: Quantizer
+    source: Quantizer
+
+    @classmethod
+    def of(
+        cls, student: GraphModule, node: Node, modules: Mapping[str, nn.Module]
+    ) -> _Layer | None:
+        name, source = layer_name(node), input_quantizer(node, modules)
         if source is None:
-            logger.info("bias of %s is not snapped: its input is not quantized", layer_name(node))
-            continue
-        snapped.add(id(bias))
-        before = bias.clone()
-        weights = module_of(node.args[1], modules)
-        _check_finite(node, bias, source.scale, weights.scale)
-        _make_room(node, bias, source.scale, weights)
-        scale = source.scale * weights.scale
-        bias.copy_(quantize_bias(bias, scale).double() * scale)
-        changed += int(not torch.equal(before, bias))
-    return changed
+            logger.info("bias of %s is not snapped: its input is not quantized", name)
+            return None
+        return cls(name, bias_of(student, node), modules[node.args[1].target], source)
+
+    def check_finite(self) -> None:
+        values = {
+            "bias": self.bias,
+            "input scale": self.source.scale,
+            "weight scale": self.weights.scale,
+        }
+        for what, value in values.items():
+            if not torch.isfinite(value).all():
+                raise ExportError(
+                    f"the {what} of layer '{self.name}' holds a value that is not finite"
+                )
+
+    def make_room(self) -> None:
+        """Raise the weight scale of channels whose bias would leave the int32 range."""
+        # A hair more than needed, so that rounding in exp(log(scale)) can't undo it.
+        least = self.bias.abs().double() / self.source.scale.double() / LARGEST_BIAS
+        short = least * (1 + 5e-5) > self.weights.scale.double()
+        if short.any():
+            raised = (least * (1 + 1e-4)).log().float()
+            self.weights.log_scale.copy_(torch.where(short, raised, self.weights.log_scale))
+            logger.info(
+                "%d channels of %s have weights too small beside their bias for an int32 bias: "
+                "their weight scale is raised",
+                int(short.sum()),
+                self.name,
+            )
+
+    def snap(self) -> int:
+        """Round the bias to its grid; whether that changed it."""
+        before = self.bias.clone()
+        scale = self.source.scale * self.weights.scale
+        self.bias.copy_(quantize_bias(self.bias, scale).double() * scale)
+        return int(not torch.equal(before, self.bias))
+
+
+def _with_bias_of_their_own(student: GraphModule) -> list[Node]:
+    """Quantized layers with a bias, which no two of them share from here on."""
+    seen: set[int] = set()
+    layers = [node for node in quantized_layers(student) if bias_of(student, node) is not None]
+    for node in layers:
+        if id(bias_of(student, node)) in seen:
+            _copy_bias(student, node)
+        seen.add(id(bias_of(student, node)))
+    student.recompile()
+    return layers
+
+
+def _copy_bias(student: GraphModule, node: Node) -> None:
+    shared: Node = node.args[2]
+    path, _, attribute = str(shared.target).rpartition(".")
+    owner, number = student.get_submodule(path), 1
+    while hasattr(owner, f"{attribute}_{number}"):
+        number += 1
+    bias = getattr(owner, attribute)
+    copied = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+    owner.register_parameter(f"{attribute}_{number}", copied)
+    with student.graph.inserting_before(node):
+        node.update_arg(2, student.graph.get_attr(f"{shared.target}_{number}"))
+    if not shared.users:
+        student.graph.erase_node(shared)
 
 
 def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
@@ -93,27 +164,3 @@ def _keeps_the_grid(node: Node, module: nn.Module | None, modules: Mapping[str, 
         return True
     mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
     return node.target is F.pad and mode != "constant"
-
-
-def _check_finite(node: Node, bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> None:
-    values = {"bias": bias, "input scale": input_scale, "weight scale": weight_scale}
-    for name, value in values.items():
-        if not torch.isfinite(value).all():
-            raise ExportError(
-                f"the {name} of layer '{layer_name(node)}' holds a value that is not finite"
-            )
-
-
-def _make_room(node: Node, bias: Tensor, input_scale: Tensor, weights: Quantizer) -> None:
-    """Raise the weight scale of channels whose bias would leave the int32 range."""
-    # A hair more than needed, so that rounding in exp(log(scale)) can't undo it.
-    needed = bias.abs().double() / input_scale.double() / LARGEST_BIAS * (1 + 1e-4)
-    short = needed > weights.scale.double() * (1 + 5e-5)
-    if short.any():
-        weights.log_scale.copy_(torch.where(short, needed.log().float(), weights.log_scale))
-        logger.info(
-            "%d channels of %s have weights too small beside their bias for an int32 bias: "
-            "their weight scale is raised",
-            int(short.sum()),
-            layer_name(node),
-        )

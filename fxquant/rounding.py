@@ -1,0 +1,71 @@
+"""Round a layer's weights so that its output, not each weight, stays close."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+
+from fxquant.numerics import fake_quantize
+from fxquant.quantizer import Quantizer
+
+# Share of the mean curvature that is added to each direction: inputs that were hardly seen
+# must not be trusted to absorb errors.
+DAMPING = 0.01
+BLOCK = 128
+
+
+def input_curvature(layer: Node, x: Tensor, weight: Tensor) -> Tensor:
+    """E[u u^T] of the inputs u that each output of a layer reads, (groups, k, k), k = fan-in.
+
+    `layer` is a call of F.linear or F.conv2d with (x, weight, bias, stride, padding, dilation,
+    groups); `x` its input, (n, channels, height, width) or (n, ..., features).
+    """
+    if layer.target is F.linear:
+        rows = x.reshape(1, -1, x.shape[-1]).double()
+        return rows.transpose(1, 2) @ rows / rows.shape[1]
+    stride, padding, dilation, groups = layer.args[3:7]
+    columns = F.unfold(x, weight.shape[2:], dilation, padding, stride)
+    n, _, places = columns.shape
+    columns = columns.reshape(n, groups, -1, places).transpose(0, 1)
+    columns = columns.transpose(1, 2).reshape(groups, -1, n * places)
+    return (columns @ columns.transpose(1, 2)).double() / (n * places)
+
+
+def round_weights(weight: Tensor, curvature: Tensor, quantizer: Quantizer) -> Tensor:
+    """Grid values W' of `weight`, (groups, outputs, k), with little E|(W - W') u|^2.
+
+    Columns are rounded one after the other, and what rounding one adds to the output is taken
+    back by those not yet rounded: optimal brain quantization in GPTQ's order (Frantar et al.,
+    2023, eq. 2 and 3), with U the upper Cholesky factor of the inverse of `curvature`,
+    (groups, k, k).
+    """
+    groups, outputs, k = weight.shape
+    order = curvature.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
+    upper = _inverse_factor(curvature, order).to(weight.dtype)
+    rest = weight.gather(2, order[:, None].expand_as(weight)).clone()
+    scale = quantizer.scale.detach().reshape(groups, outputs)
+    spec, zero = quantizer.spec, torch.zeros((), device=weight.device)
+    for start in range(0, k, BLOCK):
+        end = min(start + BLOCK, k)
+        errors = torch.empty_like(rest[:, :, start:end])
+        for i in range(start, end):
+            column = rest[:, :, i].clone()
+            rounded = fake_quantize(column, scale, zero, spec.qmin, spec.qmax)
+            error = (column - rounded) / upper[:, i, i, None]
+            rest[:, :, i:end] -= error[:, :, None] * upper[:, None, i, i:end]
+            rest[:, :, i] = rounded
+            errors[:, :, i - start] = error
+        rest[:, :, end:] -= errors @ upper[:, start:end, end:]
+    return torch.empty_like(rest).scatter_(2, order[:, None].expand_as(rest), rest)
+
+
+def _inverse_factor(curvature: Tensor, order: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of the damped, reordered curvature."""
+    diagonal = curvature.diagonal(dim1=1, dim2=2)
+    damping = DAMPING * diagonal.mean(1).clamp(min=torch.finfo(torch.float64).tiny)
+    h = curvature + torch.diag_embed(damping[:, None].expand_as(diagonal))
+    h = h.gather(1, order[:, :, None].expand_as(h)).gather(2, order[:, None].expand_as(h))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    return torch.linalg.cholesky(inverse, upper=True)

@@ -1,0 +1,63 @@
+"""Recipes of a few steps, an engine to run them, and how to compare what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from nets import ALL
+from torch import Tensor, nn
+
+from fxquant.datafree.engine import Engine
+from fxquant.datafree.recipe import Recipe
+from fxquant.datafree.recipes import find_recipe
+from fxquant.graph.prepare import Prepared, prepare
+from fxquant.spec import QConfig
+
+SHAPE = (3, 16, 16)
+
+
+def shrunk(name: str) -> Recipe:
+    """A recipe of a few steps on few images, all its phases kept."""
+    recipe = find_recipe(name, "default")
+    schedule = replace(
+        recipe.schedule,
+        batch=6,
+        warmup=3,
+        adversarial=2 if recipe.schedule.adversarial else 0,
+        steps=4 if recipe.schedule.steps else 0,
+        sampler_every=2,
+        replay=10 if recipe.schedule.replay else 0,
+        calibration_images=12,
+    )
+    return replace(
+        recipe,
+        schedule=schedule,
+        sampler=replace(recipe.sampler, latent=8, width=8),
+        importance=replace(recipe.importance, probes=3, images=6),
+    )
+
+
+RECIPES = {
+    "ddaq": shrunk("ddaq"),
+    "ddaq without fine-tuning": shrunk("ddaq").without_fine_tuning(),
+    "zeroq": shrunk("zeroq"),
+}
+
+
+def prepared(name: str = "shared_relu") -> Prepared:
+    return prepare(ALL[name](), QConfig(3, 3), SHAPE)
+
+
+def make(recipe: Recipe, p: Prepared | None = None, **options) -> Engine:
+    p = p or prepared()
+    return Engine(p.teacher, p.student, recipe, p.input_shape, **options)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two states hold the same bytes under the same names."""
+    return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())

@@ -1,0 +1,100 @@
+"""Runs that were stopped between two steps continue to the same bytes."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from small_runs import RECIPES, make, same, snapshot
+
+from fxquant.datafree import engine as engine_module
+from fxquant.datafree.engine import Engine
+from fxquant.datafree.watcher import SilentWatcher
+
+
+@pytest.fixture(autouse=True)
+def watched_at_every_step(monkeypatch):
+    monkeypatch.setattr(engine_module, "FLUSH_EVERY", 1)
+    monkeypatch.setattr(engine_module, "HELD_BACK", 12)
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Ctrl-C, as it were."""
+
+
+class StopsAt(SilentWatcher):
+    """Saves the state to bytes and stops after the given step of the given phase."""
+
+    def __init__(self, phase: str, step: int):
+        self.at, self.now, self.saved = (phase, step), "", io.BytesIO()
+
+    def phase(self, name: str, total: int) -> None:
+        self.now = name
+
+    def checkpoint(self, engine: Engine) -> None:
+        if (self.now, engine.step) == self.at:
+            torch.save(engine.state_dict(), self.saved)
+            raise Interrupted
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Engines that ran through, by recipe; made when first asked for."""
+    engines: dict[str, Engine] = {}
+
+    def run(name: str) -> Engine:
+        if name not in engines:
+            engines[name] = make(RECIPES[name], seed=4)
+            engines[name].run()
+        return engines[name]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "phase", "step"),
+    [
+        ("ddaq", "warm-up", 2),
+        ("ddaq", "importance", 1),
+        ("ddaq", "calibration", 1),
+        ("ddaq", "fine-tuning", 1),
+        ("ddaq", "fine-tuning", 3),
+        ("ddaq", "fine-tuning", 4),
+        ("ddaq without fine-tuning", "adversarial", 1),
+        ("zeroq", "warm-up", 2),
+        ("zeroq", "warm-up", 3),  # the first batch of images is finished, the second not begun
+        ("zeroq", "warm-up", 5),
+        ("zeroq", "calibration", 1),
+    ],
+)
+def test_a_stopped_run_continues_to_the_same_bytes(name, phase, step, uninterrupted):
+    expected, watcher = uninterrupted(name), StopsAt(phase, step)
+    with pytest.raises(Interrupted):
+        make(RECIPES[name], seed=4, watcher=watcher).run()
+    watcher.saved.seek(0)
+    continued = make(RECIPES[name], seed=4)
+    continued.load_state_dict(torch.load(watcher.saved, weights_only=True))
+    continued.run()
+    assert same(snapshot(continued.student), snapshot(expected.student))
+    assert torch.equal(continued.held_back, expected.held_back)
+    assert continued.history.curves == expected.history.curves
+    assert continued.importance == expected.importance
+    assert list(continued.seconds) == list(expected.seconds)
+
+
+def test_state_dict_holds_nothing_that_training_goes_on_to_change_once_saved():
+    """A loaded state is a copy: training the engine on leaves the state as it was."""
+    watcher = StopsAt("fine-tuning", 2)
+    with pytest.raises(Interrupted):
+        make(RECIPES["ddaq"], watcher=watcher).run()
+    watcher.saved.seek(0)
+    state = torch.load(watcher.saved, weights_only=True)
+    curves, student = copy.deepcopy(state["history"]), copy.deepcopy(state["student"])
+    engine = make(RECIPES["ddaq"])
+    engine.load_state_dict(state)
+    engine.run()
+    assert state["history"] == curves
+    assert same(state["student"], student)
+    assert state["step"] == 2
