@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.exporters.share_scalars import scalar
+from fxquant.exporters.constants import scalar
 
 
 def fold_clips(model: ir.Model) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from fxquant.exporters.constants import constant
+
 
 def gemm_zero_points(model: ir.Model) -> int:
     """Add a zero point of zeros to each Gemm weight's DequantizeLinear; the number added.
@@ -27,10 +29,4 @@ def gemm_zero_points(model: ir.Model) -> int:
 
 def _zeros(graph: ir.Graph, shape: tuple[int, ...]) -> ir.Value:
     name = "_".join(["int8_zeros", *map(str, shape)])
-    if name not in graph.initializers:
-        tensor = ir.tensor(np.zeros(shape, np.int8), name=name)
-        value = ir.Value(
-            name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape
-        )
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    return constant(graph, name, np.zeros(shape, np.int8))

@@ -11,10 +11,11 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from fxquant.exporters.constants import share_scalars
 from fxquant.exporters.fold_clips import fold_clips
 from fxquant.exporters.gemm_zero_points import gemm_zero_points
 from fxquant.exporters.pack_weights import pack_weights
-from fxquant.exporters.share_scalars import share_scalars
+from fxquant.exporters.shield_float import shield_float
 from fxquant.exporters.sink_dequantize import sink_dequantize
 from fxquant.exporters.strip import strip
 from fxquant.exporters.tensor_names import name_tensors
@@ -28,6 +29,7 @@ Pass = Callable[[ir.Model], int]
 RUNTIME: tuple[Pass, ...] = (
     fold_clips,
     sink_dequantize,
+    shield_float,
     gemm_zero_points,
     pack_weights,
     share_scalars,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fxquant.exporters.share_scalars import scalar
+from fxquant.exporters.constants import scalar
 
 # Ops that give back numbers of their first input, and take uint8 in ONNX Runtime.
 _MOVES = frozenset(

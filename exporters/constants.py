@@ -1,4 +1,4 @@
-"""Let equal integer scalars be one constant."""
+"""Constants of an exported graph: made once, and shared where they are equal."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ def share_scalars(model: ir.Model) -> int:
 
 def scalar(graph: ir.Graph, number: np.generic) -> ir.Value:
     """The graph's shared constant with this value and type, made where there is none yet."""
-    name = f"{number.dtype.name}_{int(number)}"
+    return constant(graph, f"{number.dtype.name}_{int(number)}", number)
+
+
+def constant(graph: ir.Graph, name: str, numbers: np.ndarray | np.generic) -> ir.Value:
+    """The graph's constant of this name, made from `numbers` where there is none yet."""
     if name not in graph.initializers:
-        tensor = ir.tensor(number, name=name)
+        tensor = ir.tensor(numbers, name=name)
         value = ir.Value(
             name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape
         )
