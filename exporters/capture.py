@@ -49,9 +49,7 @@ def capture(frozen: GraphModule, input_shape: tuple[int, ...], opset: int) -> ir
                 custom_translation_table=_TRANSLATIONS,
             ).model
         except Exception as error:
-            raise ExportError(
-                f"torch.onnx can't translate the model: {_first_line(error)}"
-            ) from error
+            raise ExportError(f"torch.onnx can't translate the model: {_reason(error)}") from error
         _simplify(model)
     return model
 
@@ -64,24 +62,20 @@ def _export(frozen: GraphModule, input_shape: tuple[int, ...]) -> torch.export.E
         return torch.export.export(frozen, (example,), dynamic_shapes=({0: batch},), strict=False)
     except Exception as error:
         raise ExportError(
-            f"torch.export can't take the model with a free batch size: {_first_line(error)}",
+            f"torch.export can't take the model with a free batch size: {_reason(error)}",
             "the model's forward must work for any number of images",
         ) from error
 
 
 def _quantize_dequantize(x, scale, zero_point, qmin: int, qmax: int, axis=None):
-    q = op.QuantizeLinear(x, scale, zero_point, axis=1 if axis is None else axis)
+    where = {"axis": 1 if axis is None else axis}
+    q = op.QuantizeLinear(x, scale, zero_point, **where)
     grid = _GRIDS[zero_point.dtype]
-    low, high = np.iinfo(grid).min, np.iinfo(grid).max
-    if (qmin, qmax) != (low, high):
-        q = op.Clip(
-            q,
-            *(
-                None if bound == end else _constant(grid(bound))
-                for bound, end in ((qmin, low), (qmax, high))
-            ),
-        )
-    return op.DequantizeLinear(q, scale, zero_point, axis=1 if axis is None else axis)
+    ends = (np.iinfo(grid).min, np.iinfo(grid).max)
+    if (qmin, qmax) != ends:
+        bounds = zip((qmin, qmax), ends, strict=True)
+        q = op.Clip(q, *(None if bound == end else _constant(grid(bound)) for bound, end in bounds))
+    return op.DequantizeLinear(q, scale, zero_point, **where)
 
 
 def _dequantize(q, scale, axis=None):
@@ -126,6 +120,9 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """First line of the innermost error: those around it say that there was one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import onnx_ir as ir
 
-# Type, numpy form, largest value, and the first opset that has it.
-_NARROW = (
-    (ir.DataType.INT2, ml_dtypes.int2, 1, 25),
-    (ir.DataType.INT4, ml_dtypes.int4, 7, 21),
-)
+# Type, its largest value, and the first opset that has it.
+_NARROW = (("INT2", 1, 25), ("INT4", 7, 21))
 
 
 def pack_weights(model: ir.Model) -> int:
@@ -19,11 +15,10 @@ def pack_weights(model: ir.Model) -> int:
     for which it has kernels.
     """
     opset = model.opset_imports[""]
-    weights = {
-        node.inputs[0]: node
-        for node in model.graph
-        if node.op_type == "DequantizeLinear" and _is_int8_constant(node.inputs[0])
-    }
+    weights: dict[ir.Value, ir.Node] = {}
+    for node in model.graph:
+        if node.op_type == "DequantizeLinear" and _is_int8_constant(node.inputs[0]):
+            weights.setdefault(node.inputs[0], node)
     return sum(_pack(model.graph, value, first, opset) for value, first in weights.items())
 
 
@@ -33,12 +28,13 @@ def _is_int8_constant(value: ir.Value) -> bool:
 
 def _pack(graph: ir.Graph, value: ir.Value, first_reader: ir.Node, opset: int) -> int:
     numbers, name = value.const_value.numpy(), value.name
-    for dtype, form, largest, since in _NARROW:
+    for type_name, largest, since in _NARROW:
         if opset >= since and numbers.max() <= largest and numbers.min() >= -largest - 1:
+            dtype = ir.DataType[type_name]
             cast = ir.node("Cast", [value], {"to": ir.DataType.INT8.value})
             value.replace_all_uses_with(cast.outputs[0])
             cast.replace_input_with(0, value)
-            value.const_value = ir.tensor(numbers.astype(form), dtype=dtype, name=name)
+            value.const_value = ir.tensor(numbers.astype(dtype.numpy()), dtype=dtype, name=name)
             value.type = ir.TensorType(dtype)
             graph.insert_before(first_reader, cast)
             return 1

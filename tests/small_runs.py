@@ -17,31 +17,36 @@ from fxquant.spec import QConfig
 SHAPE = (3, 16, 16)
 
 
-def shrunk(name: str) -> Recipe:
+def shrunk(name: str, preset: str) -> Recipe:
     """A recipe of a few steps on few images, all its phases kept."""
-    recipe = find_recipe(name, "default")
+    recipe = find_recipe(name, preset)
     schedule = replace(
         recipe.schedule,
         batch=6,
         warmup=3,
-        adversarial=2 if recipe.schedule.adversarial else 0,
-        steps=4 if recipe.schedule.steps else 0,
-        sampler_every=2,
-        replay=10 if recipe.schedule.replay else 0,
+        adversarial=min(recipe.schedule.adversarial, 2),
+        steps=min(recipe.schedule.steps, 4),
+        sampler_every=min(recipe.schedule.sampler_every, 2),
+        replay=min(recipe.schedule.replay, 10),
         calibration_images=12,
     )
     return replace(
         recipe,
         schedule=schedule,
         sampler=replace(recipe.sampler, latent=8, width=8),
+        polish=replace(recipe.polish, steps=min(recipe.polish.steps, 2), batches=2, batch=8),
         importance=replace(recipe.importance, probes=3, images=6),
     )
 
 
+# `ddaq` polishes and replays its images; the paper's draws fresh ones, and seeks the student's
+# weak spots where it isn't fine-tuned; `zeroq` optimises pixels alone.
 RECIPES = {
-    "ddaq": shrunk("ddaq"),
-    "ddaq without fine-tuning": shrunk("ddaq").without_fine_tuning(),
-    "zeroq": shrunk("zeroq"),
+    "ddaq": shrunk("ddaq", "default"),
+    "ddaq without fine-tuning": shrunk("ddaq", "default").without_fine_tuning(),
+    "paper": shrunk("ddaq", "paper"),
+    "paper without fine-tuning": shrunk("ddaq", "paper").without_fine_tuning(),
+    "zeroq": shrunk("zeroq", "default"),
 }
 
 

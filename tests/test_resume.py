@@ -57,14 +57,16 @@ def uninterrupted():
     ("name", "phase", "step"),
     [
         ("ddaq", "warm-up", 2),
-        ("ddaq", "importance", 1),
+        ("ddaq", "polish", 1),
+        ("ddaq", "polish", 2),  # the first batch is finished, the second not begun
         ("ddaq", "calibration", 1),
-        ("ddaq", "fine-tuning", 1),
         ("ddaq", "fine-tuning", 3),
-        ("ddaq", "fine-tuning", 4),
-        ("ddaq without fine-tuning", "adversarial", 1),
+        ("paper", "importance", 1),
+        ("paper", "fine-tuning", 1),
+        ("paper", "fine-tuning", 4),
+        ("paper without fine-tuning", "adversarial", 1),
         ("zeroq", "warm-up", 2),
-        ("zeroq", "warm-up", 3),  # the first batch of images is finished, the second not begun
+        ("zeroq", "warm-up", 3),
         ("zeroq", "warm-up", 5),
         ("zeroq", "calibration", 1),
     ],

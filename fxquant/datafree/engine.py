@@ -18,7 +18,7 @@ from fxquant.calibration import adjust_layers, calibrate
 from fxquant.datafree.history import History
 from fxquant.datafree.importance import Importance, measure_importance
 from fxquant.datafree.objective import Objective
-from fxquant.datafree.recipe import Recipe, Sampler, Term
+from fxquant.datafree.recipe import HELD_BACK, Recipe, Sampler, Term
 from fxquant.datafree.samplers import (
     SAMPLERS,
     GeneratorSampler,
@@ -33,7 +33,6 @@ from fxquant.quantizer import Quantizer
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 20
-HELD_BACK = 128
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from fxquant.errors import SettingError
 TERMS = ("bn_statistics", "input_statistics", "features", "output")
 WEIGHTINGS = ("none", "layer", "sample")
 
+# Generated images that are kept apart from training, to tell how close the student stays.
+HELD_BACK = 128
+
 
 def _require(condition: bool, message: str, hint: str | None = None) -> None:
     if not condition:
@@ -191,8 +194,10 @@ class Recipe:
         return any(t.weighting != "none" for t in self.sample_terms + self.student_terms)
 
     def without_fine_tuning(self) -> Recipe:
-        """The same images, calibrated once."""
-        return replace(self, schedule=replace(self.schedule, steps=0))
+        """The same images, as many as calibration needs, and no student steps."""
+        needed = -(-(self.schedule.calibration_images + HELD_BACK) // self.polish.batch)
+        polish = replace(self.polish, batches=min(self.polish.batches, needed))
+        return replace(self, schedule=replace(self.schedule, steps=0), polish=polish)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for TOML and JSON."""

@@ -46,12 +46,12 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "default": replace(
             _DDAQ,
             student_terms=_DISTILL,
-            polish=Polish(steps=50, batches=8),
+            polish=Polish(steps=40, batches=8),
             schedule=Schedule(
-                warmup=250,
+                warmup=200,
                 adversarial=0,
-                steps=800,
-                sampler_every=8,
+                steps=500,
+                sampler_every=10,
                 student_lr=1e-4,
                 replay=1024,
                 crop=2,

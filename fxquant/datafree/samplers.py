@@ -77,7 +77,7 @@ class PixelSampler:
         device: torch.device,
         start: Callable[[], Tensor] | None = None,
     ):
-        self.settings = settings
+        self.settings, self.device = settings, device
         self.start = start or partial(_pixel_noise, (batch, *image_shape), rng, device)
         self.finished: list[Tensor] = []
         self.images: Tensor | None = None
@@ -114,9 +114,9 @@ class PixelSampler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.finished = list(state["finished"])
+        self.finished = [images.to(self.device) for images in state["finished"]]
         if state["images"] is not None:
-            self._optimize(state["images"])
+            self._optimize(state["images"].to(self.device))
             self.optimizer.load_state_dict(state["optimizer"])
 
 

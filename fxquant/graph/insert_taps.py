@@ -130,11 +130,14 @@ def _after_activation(node: Node, modules: dict[str, nn.Module]) -> Node:
 
 
 def _before_resolution_changes(gm: GraphModule, modules: dict[str, nn.Module]) -> list[Node]:
+    """Values that a convolution or pooling reads and gives back at another resolution."""
+    rank = len(next(n for n in gm.graph.nodes if n.op == "placeholder").meta["shape"])
     found = []
     for node in gm.graph.nodes:
+        after = node.meta.get("shape", ())
         for parent in tensor_inputs(node):
-            before, after = parent.meta["shape"], node.meta.get("shape", parent.meta["shape"])
-            computed = parent.op not in ("placeholder", "get_attr")
-            if computed and len(before) > 2 and before[2:] != after[2:]:
+            before = parent.meta["shape"]
+            same_rank = len(before) == len(after) == rank
+            if same_rank and before[2:] != after[2:] and parent.op != "placeholder":
                 found.append(parent)
     return found
