@@ -52,7 +52,7 @@ from fxquant.cli.options import BITS, CHANNEL_VALUES, SHAPE
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder for all results.  [default: MODEL-wBaB beside the working directory's files]",
+    help="Folder for all results.  [default: NAME-wBaB, made here]",
 )
 @click.option(
     "--eval-data",

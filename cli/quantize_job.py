@@ -10,10 +10,11 @@ from typing import Any
 
 from fxquant.cli.console import print_report, print_summary, status
 from fxquant.cli.progress import ProgressWatcher
+from fxquant.datafree.engine import check_recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.errors import ParityError, SettingError
 from fxquant.exporters.artifacts import export
-from fxquant.graph.prepare import prepare
+from fxquant.graph.prepare import Prepared, prepare
 from fxquant.models.load import LoadedModel, load_model
 from fxquant.pipeline import resolve_device, run
 from fxquant.report.evaluate import EvaluationData
@@ -28,26 +29,27 @@ def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -
     settings = make_settings(loaded, options)
     evaluation = _evaluation(options, settings)
     facts = {"name": loaded.name, "source": loaded.source, "sha256": model_hash(loaded.module)}
+    prepared = prepare(loaded.module, settings.config, settings.input_shape)
+    check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
     with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
         if folder.finished:
             status(f"this run has already finished: {folder.path}")
             report = folder.read_report()
         else:
-            report = _run(loaded, settings, folder, facts, evaluation)
+            report = _run(prepared, settings, folder, facts, evaluation)
         print_report(report) if as_json else print_summary(report, folder.path)
     _require_parity(report)
     return 0
 
 
 def _run(
-    loaded: LoadedModel,
+    prepared: Prepared,
     settings: Settings,
     folder: RunFolder,
     facts: dict[str, Any],
     evaluation: EvaluationData | None,
 ) -> dict[str, Any]:
     with _log_file(folder.path / LOG), ProgressWatcher(folder) as watcher:
-        prepared = prepare(loaded.module, settings.config, settings.input_shape)
         state = folder.load_checkpoint()
         if state is not None:
             status(f"continuing an interrupted run in {folder.path}")

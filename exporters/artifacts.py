@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from fxquant import __version__
 from fxquant.exporters.onnx_qdq import export_onnx
-from fxquant.exporters.parity import check_parity, run_onnx
+from fxquant.exporters.parity import check_parity
+from fxquant.exporters.runtime import make_session
 from fxquant.files import write_atomic, write_text
 from fxquant.pipeline import Result
 from fxquant.report.evaluate import EvaluationData, accuracy
@@ -85,6 +86,10 @@ def _tensors(result: Result) -> dict[str, torch.Tensor]:
 
 def _accuracy(result: Result, path: Path, evaluation: EvaluationData) -> dict[str, Any]:
     images, labels = evaluation.load()
+    session = make_session(path)
+
+    def onnx_model(batch: np.ndarray) -> np.ndarray:
+        return session.run(None, {"input": batch})[0]
 
     def torch_model(model: torch.nn.Module):
         def predict(batch: np.ndarray) -> np.ndarray:
@@ -96,7 +101,7 @@ def _accuracy(result: Result, path: Path, evaluation: EvaluationData) -> dict[st
     return {
         "teacher": accuracy(torch_model(result.teacher), images, labels),
         "student": accuracy(torch_model(result.student), images, labels),
-        "onnx": accuracy(lambda batch: run_onnx(path, batch), images, labels, batch=1000),
+        "onnx": accuracy(onnx_model, images, labels),
         "images": len(images),
         "data": evaluation.path.name,
     }

@@ -19,6 +19,7 @@ _PUBLIC = {
     "Settings": "fxquant.settings",
     "calibrate": "fxquant.calibration",
     "export": "fxquant.exporters.artifacts",
+    "export_onnx": "fxquant.exporters.onnx_qdq",
     "find_recipe": "fxquant.datafree.recipes",
     "load_model": "fxquant.models.load",
     "prepare": "fxquant.graph.prepare",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import torch
@@ -13,6 +14,9 @@ from fxquant.graph.insert_quantizers import quantized_layers
 from fxquant.quantizer import Quantizer
 from fxquant.ranges import RangeEstimator, search
 from fxquant.rounding import input_curvature, round_weights
+
+# Images are adjusted on in one batch: as many as 83 of 224 x 224 keep that within some gigabytes.
+MOST_ADJUSTED_PIXELS = 1 << 22
 
 
 @torch.no_grad()
@@ -66,6 +70,7 @@ def adjust_layers(
     adjusted in order, so that each sees what the adjusted ones before it give. Returns how many
     were. A layer that is called more than once is left as it is.
     """
+    images = images[: max(1, MOST_ADJUSTED_PIXELS // math.prod(images.shape[2:]))]
     layers = quantized_layers(student)
     means = _channel_means(teacher, {node.meta["twin"] for node in layers}, images)
     adjuster = _LayerAdjuster(student, layers, means, weights, biases)

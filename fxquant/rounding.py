@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,8 @@ from fxquant.quantizer import Quantizer
 # must not be trusted to absorb errors.
 DAMPING = 0.01
 BLOCK = 128
+# A gigabyte of float32.
+MOST_PATCH_VALUES = 1 << 28
 
 
 def input_curvature(layer: Node, x: Tensor, weight: Tensor) -> Tensor:
@@ -25,12 +29,27 @@ def input_curvature(layer: Node, x: Tensor, weight: Tensor) -> Tensor:
     if layer.target is F.linear:
         rows = x.reshape(1, -1, x.shape[-1]).double()
         return rows.transpose(1, 2) @ rows / rows.shape[1]
+    total, count = 0, 0
+    for part in x.split(_images_at_once(x, weight)):
+        columns = _patches(layer, part, weight)
+        total = total + (columns @ columns.transpose(1, 2)).double()
+        count += columns.shape[2]
+    return total / count
+
+
+def _patches(layer: Node, x: Tensor, weight: Tensor) -> Tensor:
+    """The patches that a convolution reads from `x` as columns, (groups, k, n * positions)."""
     stride, padding, dilation, groups = layer.args[3:7]
     columns = F.unfold(x, weight.shape[2:], dilation, padding, stride)
     n, _, places = columns.shape
     columns = columns.reshape(n, groups, -1, places).transpose(0, 1)
-    columns = columns.transpose(1, 2).reshape(groups, -1, n * places)
-    return (columns @ columns.transpose(1, 2)).double() / (n * places)
+    return columns.transpose(1, 2).reshape(groups, -1, n * places)
+
+
+def _images_at_once(x: Tensor, weight: Tensor) -> int:
+    """How many images' patches fit into MOST_PATCH_VALUES."""
+    patch_values = x[0].numel() * math.prod(weight.shape[2:])
+    return max(1, MOST_PATCH_VALUES // patch_values)
 
 
 def round_weights(weight: Tensor, curvature: Tensor, quantizer: Quantizer) -> Tensor:

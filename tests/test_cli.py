@@ -167,7 +167,7 @@ def test_missing_input_shape_is_asked_for(state_dict, capsys):
 
 
 def test_missing_file_and_state_dict_without_arch(state_dict, capsys):
-    assert "no such" in refused(capsys, "quantize", "nowhere.pt").lower()
+    assert "there is no file 'nowhere.pt'" in refused(capsys, "quantize", "nowhere.pt")
     assert "--arch" in refused(capsys, "quantize", str(state_dict))
 
 

@@ -44,11 +44,11 @@ BATCHNORMS = FOLDED | {"repeated_conv": 3, "pre_activation": 3}
 FEATURES = {
     "residual": ["relu_2", "relu_4", "linear"],
     "inverted_residual": ["add", "classifier_1"],
-    "concat": ["cat", "head", "mean"],
-    "squeeze_excite": ["stem_2", "body_2", "sigmoid", "last_2", "head"],
-    "plain": ["features_2", "features_6", "features_7", "classifier_3"],
+    "concat": ["cat", "mean"],
+    "squeeze_excite": ["stem_2", "body_2", "sigmoid", "head"],
+    "plain": ["features_2", "features_6", "classifier_3"],
     "shared_relu": ["relu_1", "head"],
-    "repeated_conv": ["relu_1", "head"],
+    "repeated_conv": ["head"],
     "pre_activation": ["add", "head"],
 }
 

@@ -238,7 +238,7 @@ NEAREST = {
     ),
     "concat": (
         {"stem.1": "stem.0", "left.1": "left.0", "right.1": "right.0", "merge.1": "merge.0"},
-        {"cat": "right.0", "head": "head", "mean": "head"},
+        {"cat": "right.0", "mean": "head"},
     ),
     "pre_activation": (
         {"bn1": "stem", "bn2": "conv1", "bn3": "conv2"},

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fxquant.datafree.recipe import ImportanceSettings, Recipe, Sampler, Schedule, Term
+from fxquant.datafree.recipe import ImportanceSettings, Polish, Recipe, Sampler, Schedule, Term
 from fxquant.datafree.recipes import RECIPES, find_recipe
 from fxquant.errors import SettingError
 from fxquant.settings import to_toml, tomllib
@@ -51,11 +51,16 @@ def test_unknown_names_are_refused_with_the_known_ones(name, preset, message):
     assert "ddaq" in caught.value.hint or "fast" in caught.value.hint
 
 
-def test_without_fine_tuning_keeps_all_but_the_student_steps():
-    recipe = find_recipe("ddaq", "default")
-    without = recipe.without_fine_tuning()
-    assert without.schedule == replace(recipe.schedule, steps=0)
-    assert replace(without, schedule=recipe.schedule) == recipe
+def test_without_fine_tuning_has_no_steps_and_no_more_images_than_calibration_takes():
+    for preset in RECIPES["ddaq"]:
+        recipe = find_recipe("ddaq", preset)
+        without = recipe.without_fine_tuning()
+        assert without.schedule == replace(recipe.schedule, steps=0)
+        assert replace(without, schedule=recipe.schedule, polish=recipe.polish) == recipe
+        images = without.polish.batches * without.polish.batch
+        fewer = without.polish.batches < recipe.polish.batches
+        assert not fewer or images >= recipe.schedule.calibration_images
+        assert without.without_fine_tuning() == without
 
 
 def changed(path: str, value: object) -> dict:
@@ -116,6 +121,16 @@ def changed(path: str, value: object) -> dict:
 def test_what_can_not_be_used_is_named(path, value, message):
     with pytest.raises(SettingError, match=message):
         Recipe.from_dict(changed(path, value))
+
+
+def test_images_are_optimised_in_a_warm_up_and_polished_only_after_a_generator():
+    zeroq = find_recipe("zeroq", "fast")
+    for changes in (
+        {"schedule": replace(zeroq.schedule, warmup=0)},
+        {"polish": Polish(steps=5)},
+    ):
+        with pytest.raises(SettingError, match="takes a warm-up and no polish"):
+            replace(zeroq, **changes)
 
 
 @pytest.mark.parametrize("values", ["ddaq", ["ddaq"], 3])

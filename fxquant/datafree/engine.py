@@ -28,6 +28,7 @@ from fxquant.datafree.samplers import (
 )
 from fxquant.datafree.watcher import SilentWatcher, Watcher
 from fxquant.errors import DivergenceError, SettingError
+from fxquant.graph.insert_taps import BN_TAPS, count_taps
 from fxquant.quantizer import Quantizer
 
 logger = logging.getLogger(__name__)
@@ -68,9 +69,8 @@ class Engine:
         layout = {"memory_format": torch.channels_last} if len(image_shape) == 3 else {}
         self.teacher = teacher.to(self.device, **layout)
         self.student = student.to(self.device, **layout)
+        check_recipe(recipe, teacher, image_shape)
         self.objective = Objective(self.teacher, self.student)
-        _check_terms(recipe, self.objective)
-        _check_shape(recipe, image_shape)
         self.rng = torch.Generator().manual_seed(seed)
         make_sampler = SAMPLERS[recipe.sampler.kind]
         schedule = recipe.schedule
@@ -273,22 +273,21 @@ class Engine:
         self.held_back, self.seconds = state["held_back"], dict(state["seconds"])
 
 
-def _check_shape(recipe: Recipe, image_shape: tuple[int, ...]) -> None:
+def check_recipe(recipe: Recipe, teacher: GraphModule, image_shape: tuple[int, ...]) -> None:
+    """Raise SettingError where the recipe can't work on this teacher, with what works instead."""
     if recipe.sampler.kind == "generator" and len(image_shape) != 3:
         raise SettingError(
             f"recipe '{recipe.name}' generates images (channels, height, width), and the model's "
             f"input has {len(image_shape)} axes",
             "a recipe whose sampler is 'images', such as zeroq, takes any shape",
         )
-
-
-def _check_terms(recipe: Recipe, objective: Objective) -> None:
-    if not objective.targets and any(t.loss == "bn_statistics" for t in recipe.sample_terms):
+    matches = any(term.loss == "bn_statistics" for term in recipe.sample_terms)
+    if matches and not count_taps(teacher, BN_TAPS):
         raise SettingError(
             f"recipe '{recipe.name}' matches batch norm statistics, and the model has no batch "
             "norm with running statistics: there is nothing to match",
             "calibrate on images of your own through the library: fxquant.prepare, then "
-            "fxquant.calibrate(prepared.student, images), then fxquant.export",
+            "fxquant.calibrate(prepared.student, images), then fxquant.export_onnx",
         )
 
 

@@ -179,11 +179,18 @@ class Recipe:
             twice = [name for name in names if names.count(name) > 1]
             _require(not twice, f"{key} of recipe '{self.name}' hold {', '.join(twice[:1])} twice")
         _require(bool(self.sample_terms), f"recipe '{self.name}' has no sample terms")
+        alone = self.schedule.warmup + self.polish.steps
         _require(
-            self.schedule.warmup == 0 or not all(t.needs_student for t in self.sample_terms),
+            alone == 0 or not all(t.needs_student for t in self.sample_terms),
             f"recipe '{self.name}' has a warm-up and no sample term that does without a student",
-            "bn_statistics or input_statistics, or a schedule with warmup = 0",
+            "bn_statistics or input_statistics, or schedule.warmup = 0 and polish.steps = 0",
         )
+        if self.sampler.kind == "images":
+            _require(
+                self.schedule.warmup > 0 and self.polish.steps == 0,
+                f"recipe '{self.name}' optimises images, which takes a warm-up and no polish",
+                "schedule.warmup above 0 and polish.steps = 0",
+            )
         _require(
             self.schedule.steps == 0 or bool(self.student_terms),
             f"recipe '{self.name}' has {self.schedule.steps} student steps and no student terms",

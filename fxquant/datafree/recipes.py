@@ -22,7 +22,8 @@ _DDAQ = Recipe(
     ),
 )
 
-# Cai et al., 2020: images matched one by one to the statistics, and calibration only.
+# Cai et al., 2020: images matched one by one to the statistics, and calibration only. Where they
+# lower the learning rate when the loss stalls, it follows half a cosine here.
 _ZEROQ = Recipe(
     name="zeroq",
     sampler=Sampler("images", lr=0.5, betas=(0.9, 0.999), batches=1),

@@ -163,14 +163,15 @@ class Replay:
         return self._augment(self.images[picked.to(self.images.device)])
 
     def _augment(self, images: Tensor) -> Tensor:
-        if not self.crop:
+        if not self.crop or images.dim() != 4:
             return images
+        crop = min(self.crop, *(side - 1 for side in images.shape[2:]))
         flips = torch.rand(len(images), generator=self.rng) < 0.5
         flips = flips.to(images.device)[:, None, None, None]
         images = torch.where(flips, images.flip(-1), images)
         height, width = images.shape[-2:]
-        padded = torch.nn.functional.pad(images, [self.crop] * 4, mode="reflect")
-        shifts = torch.randint(2 * self.crop + 1, (2, len(images)), generator=self.rng)
+        padded = torch.nn.functional.pad(images, [crop] * 4, mode="reflect")
+        shifts = torch.randint(2 * crop + 1, (2, len(images)), generator=self.rng)
         parts = zip(padded, *shifts.tolist(), strict=True)
         return torch.stack([p[:, y : y + height, x : x + width] for p, y, x in parts])
 

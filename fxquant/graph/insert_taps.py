@@ -60,6 +60,11 @@ def tap_names(gm: GraphModule, group: str) -> list[str]:
     return list(dict.fromkeys(gm.get_submodule(node.target).name for node in nodes))
 
 
+def count_taps(model: nn.Module, group: str) -> int:
+    """Number of taps of a group that `model` has."""
+    return len(_taps(model, group))
+
+
 def insert_bn_taps(gm: GraphModule) -> int:
     """Tap the input of every batch norm with running statistics, under the module's name."""
     modules, count = module_table(gm), 0
@@ -138,6 +143,7 @@ def _before_resolution_changes(gm: GraphModule, modules: dict[str, nn.Module]) -
         for parent in tensor_inputs(node):
             before = parent.meta["shape"]
             same_rank = len(before) == len(after) == rank
-            if same_rank and before[2:] != after[2:] and parent.op != "placeholder":
+            computed = parent.op not in ("placeholder", "get_attr")
+            if computed and same_rank and before[2:] != after[2:]:
                 found.append(parent)
     return found

@@ -8,17 +8,24 @@ import platform
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
 from fxquant import __version__
 from fxquant.graph.insert_quantizers import ACTIVATIONS, layer_name, quantized_layers
-from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS
+from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, count_taps
 from fxquant.graph.ops import WEIGHTED, kind, module_of, module_table
 from fxquant.pipeline import Result
 from fxquant.quantizer import Quantizer
 from fxquant.report.closeness import measure_closeness
 
 FLOAT_BITS = 32
+
+# What is computed in floating point although numbers of a grid go in and come out.
+_FLOAT_KINDS = {
+    "activation": "an activation that integer kernels don't fuse",
+    "other": "an operation without a known integer form",
+}
 
 
 def build_report(result: Result) -> dict[str, Any]:
@@ -30,12 +37,14 @@ def build_report(result: Result) -> dict[str, Any]:
     modules = module_table(result.student)
     closeness = measure_closeness(result.teacher, result.student, result.images)
     layers = _layers(result, closeness.layer_sqnr)
+    # A layer that is called twice is stored once.
+    once = list({layer["name"]: layer for layer in layers}.values())
     settings = result.settings
     return {
         "fxquant": __version__,
         "model": {
             "input_shape": list(settings.input_shape),
-            "parameters": sum(layer["parameters"] for layer in layers),
+            "parameters": sum(layer["parameters"] for layer in once),
             "macs": sum(layer["macs"] for layer in layers),
         },
         "settings": {
@@ -47,9 +56,9 @@ def build_report(result: Result) -> dict[str, Any]:
         "machine": describe_machine(),
         "summary": _summary(layers, result, modules),
         "size": {
-            "float_bytes": sum(layer["parameters"] for layer in layers) * FLOAT_BITS // 8,
+            "float_bytes": sum(layer["parameters"] for layer in once) * FLOAT_BITS // 8,
             "weights_bytes": sum(
-                layer["parameters"] * (layer["weight_bits"] or FLOAT_BITS) / 8 for layer in layers
+                layer["parameters"] * (layer["weight_bits"] or FLOAT_BITS) / 8 for layer in once
             ),
         },
         "bitops": {
@@ -59,7 +68,7 @@ def build_report(result: Result) -> dict[str, Any]:
         "layers": layers,
         "float": _float_parts(result.student, layers, modules),
         "taps": {
-            "batchnorm": len(getattr(result.teacher, BN_TAPS, torch.nn.Module())._modules),
+            "batchnorm": count_taps(result.teacher, BN_TAPS),
             "features": [tap.name for tap in getattr(result.teacher, FEATURE_TAPS).children()],
         },
         "quality": {
@@ -163,8 +172,8 @@ def _float_parts(
         if kind(node, modules) == "batchnorm":
             reason = node.meta.get("not_folded", "it was not folded")
             parts.append({"name": name, "what": "batch norm", "reason": reason})
-        elif kind(node, modules) == "other" and _computes(node, modules):
-            reason = "an operation without a known integer form"
+        elif kind(node, modules) in _FLOAT_KINDS and _computes(node, modules):
+            reason = _FLOAT_KINDS[kind(node, modules)]
             parts.append({"name": name, "what": _operation(node, modules), "reason": reason})
     return parts
 
@@ -172,7 +181,8 @@ def _float_parts(
 def _computes(node: Node, modules: dict[str, Any]) -> bool:
     module = module_of(node, modules)
     ours = type(module).__module__.startswith("fxquant.")
-    return "shape" in node.meta and not ours
+    clips = isinstance(module, torch.nn.Hardtanh) or node.target in (F.relu6, F.hardtanh)
+    return "shape" in node.meta and not ours and not clips
 
 
 def _operation(node: Node, modules: dict[str, Any]) -> str:
