@@ -18,6 +18,7 @@ from fxquant.calibration import adjust_layers, calibrate
 from fxquant.datafree.history import History
 from fxquant.datafree.importance import Importance, measure_importance
 from fxquant.datafree.objective import Objective
+from fxquant.datafree.optimizer import set_learning_rates, student_optimizer
 from fxquant.datafree.recipe import HELD_BACK, Recipe, Sampler, Term
 from fxquant.datafree.samplers import (
     SAMPLERS,
@@ -29,7 +30,6 @@ from fxquant.datafree.samplers import (
 from fxquant.datafree.watcher import SilentWatcher, Watcher
 from fxquant.errors import DivergenceError, SettingError
 from fxquant.graph.insert_taps import BN_TAPS, count_taps
-from fxquant.quantizer import Quantizer
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Engine:
             else None
         )
         self.float_weights = copy.deepcopy(self.student.state_dict())
-        self.optimizer = _student_optimizer(self.student, recipe)
+        self.optimizer = student_optimizer(self.student)
         self.history = History()
         self.importance: Importance | None = None
         self.held_back: Tensor | None = None
@@ -198,6 +198,8 @@ class Engine:
     def _fine_tune(self, step: int) -> None:
         """Algorithm 1 of the paper: a sampler step where one is due, then a student step."""
         schedule = self.recipe.schedule
+        if step == 0:
+            set_learning_rates(self.optimizer, self.student, schedule)
         rate = cosine(step, schedule.steps)
         if step % schedule.sampler_every == 0:
             images = self._sampler_step("fine-tuning", self.recipe.sample_terms, 0.1)
@@ -289,20 +291,6 @@ def check_recipe(recipe: Recipe, teacher: GraphModule, image_shape: tuple[int, .
             "calibrate on images of your own through the library: fxquant.prepare, then "
             "fxquant.calibrate(prepared.student, images), then fxquant.export_onnx",
         )
-
-
-def _student_optimizer(student: GraphModule, recipe: Recipe) -> torch.optim.Adam:
-    """Adam with one group for weights and biases, one for the quantizers' scales."""
-    student.requires_grad_(True)
-    scales = [m.log_scale for m in student.modules() if isinstance(m, Quantizer)]
-    chosen = {id(scale) for scale in scales}
-    others = [p for p in student.parameters() if id(p) not in chosen]
-    schedule = recipe.schedule
-    groups = [
-        {"params": others, "lr": schedule.student_lr, "base_lr": schedule.student_lr},
-        {"params": scales, "lr": schedule.scale_lr, "base_lr": schedule.scale_lr},
-    ]
-    return torch.optim.Adam(groups)
 
 
 def require_finite(student: GraphModule) -> None:

@@ -95,8 +95,9 @@ class Schedule:
     calibration only; `sampler_every`: student steps per sampler step. `replay`: images kept for
     the student to train on, 0 to draw fresh ones each step; `crop`: pixels by which a replayed
     image is shifted at most, beside being mirrored. `round_weights` and `correct_biases` adjust
-    the layers in closed form when calibrating (`fxquant.calibration.adjust_layers`). Learning
-    rates follow half a cosine to 0.
+    the layers in closed form when calibrating (`fxquant.calibration.adjust_layers`).
+    `student_lr` is in steps of each layer's own grid, `scale_lr` that of the scales' logarithms;
+    both follow half a cosine to 0.
     """
 
     batch: int = 64
@@ -104,8 +105,8 @@ class Schedule:
     adversarial: int = 100
     steps: int = 1000
     sampler_every: int = 1
-    student_lr: float = 1e-3
-    scale_lr: float = 1e-3
+    student_lr: float = 2e-3
+    scale_lr: float = 2e-4
     replay: int = 0
     crop: int = 0
     calibration_images: int = 512
