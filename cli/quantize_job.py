@@ -12,8 +12,9 @@ from fxquant.cli.console import print_report, print_summary, status
 from fxquant.cli.progress import ProgressWatcher
 from fxquant.datafree.engine import check_recipe
 from fxquant.datafree.recipes import find_recipe
-from fxquant.errors import ParityError, SettingError
+from fxquant.errors import SettingError
 from fxquant.exporters.artifacts import export
+from fxquant.exporters.parity import Parity, require_parity
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.models.load import LoadedModel, load_model
 from fxquant.pipeline import resolve_device, run
@@ -38,7 +39,7 @@ def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -
         else:
             report = _run(prepared, settings, folder, facts, evaluation)
         print_report(report) if as_json else print_summary(report, folder.path)
-    _require_parity(report)
+    require_parity(Parity.from_dict(report["parity"]))
     return 0
 
 
@@ -103,17 +104,6 @@ def _evaluation(options: dict[str, Any], settings: Settings) -> EvaluationData |
 def _default_output(loaded: LoadedModel, settings: Settings) -> Path:
     config = settings.config
     return Path(f"{loaded.name}-w{config.weight_bits}a{config.act_bits}")
-
-
-def _require_parity(report: dict[str, Any]) -> None:
-    parity = report["parity"]
-    if not parity["passed"]:
-        where = parity.get("diverges_at")
-        raise ParityError(
-            "the exported file does not compute what the student does"
-            + (f": the first tensor that diverges is {where}" if where else ""),
-            "the file is marked as failed; report.json has the figures",
-        )
 
 
 @contextmanager
