@@ -16,26 +16,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from small_runs import shrunk
 
 from fxquant.cli.main import run
-from fxquant.datafree.recipes import find_recipe
 from fxquant.settings import Settings, to_toml
 
 ARCH = "nets:Residual"
-
-
-def small_recipe(name: str = "ddaq", **schedule):
-    """A recipe cut down to seconds."""
-    recipe = find_recipe(name, "default")
-    short = {"batch": 8, "warmup": 4, "adversarial": 2, "steps": 4, "sampler_every": 2}
-    short |= {"replay": 16, "calibration_images": 16} | schedule
-    steps = 0 if name == "zeroq" else short["steps"]
-    return replace(
-        recipe,
-        schedule=replace(recipe.schedule, **{**short, "steps": steps}),
-        sampler=replace(recipe.sampler, width=8, latent=8),
-        importance=replace(recipe.importance, probes=2, images=8),
-    )
 
 
 @pytest.fixture
@@ -48,7 +34,7 @@ def state_dict(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
-    path.write_text(to_toml(Settings((3, 16, 16), recipe=small_recipe()).to_dict()))
+    path.write_text(to_toml(Settings((3, 16, 16), recipe=shrunk("ddaq", "default")).to_dict()))
     return path
 
 
@@ -206,7 +192,9 @@ def test_model_without_batch_norm_is_told_what_works(tmp_path, capsys):
 
 def test_interrupt_ends_with_3_and_the_run_continues(tmp_path, state_dict):
     config, out = tmp_path / "long.toml", tmp_path / "run"
-    settings = Settings((3, 16, 16), recipe=small_recipe(warmup=100_000))
+    recipe = shrunk("ddaq", "default")
+    recipe = replace(recipe, schedule=replace(recipe.schedule, warmup=100_000))
+    settings = Settings((3, 16, 16), recipe=recipe)
     config.write_text(to_toml(settings.to_dict()))
     command = [sys.executable, "-m", "fxquant.cli", "quantize", str(state_dict), "--arch", ARCH]
     command += ["--config", str(config), "--output", str(out)]
