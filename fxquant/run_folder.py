@@ -73,7 +73,9 @@ class RunFolder:
         if recipe.exists():
             self._require_same_run(recipe)
             return
-        others = sorted(p.name for p in self.path.iterdir() if p.name not in (LOCK, LOG))
+        # What a killed process had not finished writing is nobody's.
+        ours = (p for p in self.path.iterdir() if p.suffix != ".part" and p.name not in (LOCK, LOG))
+        others = sorted(p.name for p in ours)
         if others:
             raise OutputError(
                 f"{self.path} is not empty: it holds {', '.join(others[:3])}",

@@ -45,7 +45,7 @@ FEATURES = {
     "residual": ["relu_2", "relu_4", "linear"],
     "inverted_residual": ["add", "classifier_1"],
     "concat": ["cat", "mean"],
-    "squeeze_excite": ["stem_2", "body_2", "sigmoid", "head"],
+    "squeeze_excite": ["stem_2", "body_2", "head"],
     "plain": ["features_2", "features_6", "classifier_3"],
     "shared_relu": ["relu_1", "head"],
     "repeated_conv": ["head"],

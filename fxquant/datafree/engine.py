@@ -112,10 +112,13 @@ class Engine:
                 self.step += 1
                 if self.step % FLUSH_EVERY == 0 or self.step == phase.total:
                     self.watcher.step(self.step, self.history.flush())
+                    now = time.perf_counter()
+                    self.seconds[phase.name] = self.seconds.get(phase.name, 0.0) + now - start
+                    start = now
                     self.watcher.checkpoint(self)
-            spent = time.perf_counter() - start
-            self.seconds[phase.name] = self.seconds.get(phase.name, 0.0) + spent
-            logger.info("phase %s: %d steps in %.1f s", phase.name, phase.total, spent)
+            logger.info(
+                "phase %s: %d steps in %.1f s", phase.name, phase.total, self.seconds[phase.name]
+            )
             self.phase_index, self.step = self.phase_index + 1, 0
 
     def _phases(self) -> list[Phase]:

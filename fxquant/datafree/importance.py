@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from fxquant.errors import SettingError
 from fxquant.graph.ops import WEIGHTED, kind, module_table
 
 
@@ -124,6 +125,12 @@ def _hessian_probe(
 ) -> Tensor:
     """Rows of v^T H v per layer for the mean cross-entropy on the batch."""
     logits = teacher(images)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise SettingError(
+            "importance method 'hessian' is that of the cross-entropy, and the model's output is "
+            "not logits (n, classes)",
+            "use 'gauss-newton', which takes any output",
+        )
     loss = F.cross_entropy(logits, logits.detach().argmax(1) if labels is None else labels)
     gradients = torch.autograd.grad(loss, weights, create_graph=True)
     rows = []

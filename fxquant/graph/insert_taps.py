@@ -139,6 +139,8 @@ def _before_resolution_changes(gm: GraphModule, modules: dict[str, nn.Module]) -
     rank = len(next(n for n in gm.graph.nodes if n.op == "placeholder").meta["shape"])
     found = []
     for node in gm.graph.nodes:
+        if kind(node, modules) not in ("conv", "average", "move"):
+            continue
         after = node.meta.get("shape", ())
         for parent in tensor_inputs(node):
             before = parent.meta["shape"]
