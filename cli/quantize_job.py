@@ -10,7 +10,7 @@ from typing import Any
 
 from fxquant.cli.console import print_report, print_summary, status
 from fxquant.cli.progress import ProgressWatcher
-from fxquant.datafree.engine import check_recipe
+from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.errors import SettingError
 from fxquant.exporters.artifacts import export

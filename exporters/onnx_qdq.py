@@ -17,6 +17,7 @@ from fxquant.exporters.freeze import freeze
 from fxquant.exporters.layouts import LAYOUTS, apply_layout
 from fxquant.files import write_atomic
 from fxquant.graph.ops import module_table
+from fxquant.graph.snap_biases import snap_biases
 from fxquant.quantizer import Quantizer
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ def export_onnx(
 ) -> Path:
     """Write `student` to `path` as ONNX; the path.
 
+    Its biases are first put on the int32 grid of the integer kernels, in place (`snap_biases`).
+
     `input_shape` is (channels, height, width). The file's input is `input`, (batch, channels,
     height, width) with any batch size, its output `output`, or `output_0`, ... where there are
     several. `metadata` becomes the file's `metadata_props`. `opset` is the oldest that has the
@@ -46,6 +49,7 @@ def export_onnx(
     """
     path = Path(path)
     passes = _layout(layout)
+    snap_biases(student)
     model = capture(freeze(student), input_shape, opset or _opset_for(student))
     apply_layout(model, passes)
     _label(model, {**(metadata or {}), "fxquant.layout": layout})

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxquant.datafree.engine import Engine, require_finite
+from fxquant.datafree.checks import require_finite
+from fxquant.datafree.engine import Engine
 from fxquant.datafree.importance import Importance
 from fxquant.datafree.recipe import Recipe
 from fxquant.datafree.recipes import find_recipe
@@ -29,7 +30,8 @@ class Result:
     """A finished run: the trained student beside its teacher, on the CPU, and what the run saw.
 
     `images` are generated ones that the student was not trained on, (n, channels, height,
-    width); `curves` are losses by `phase/who.term`, one value a step; `seconds` are by phase.
+    width); `curves` are losses by `phase/who.term`, one value a step; `seconds` are by phase;
+    `kept` is which student this is, the `fine-tuned` or the `calibrated` one.
     """
 
     teacher: GraphModule
@@ -40,6 +42,7 @@ class Result:
     importance: Importance | None
     curves: dict[str, list[float]]
     seconds: dict[str, float]
+    kept: str
 
 
 def quantize(
@@ -115,6 +118,7 @@ def run(
         engine.importance,
         engine.history.curves,
         engine.seconds,
+        engine.kept,
     )
 
 

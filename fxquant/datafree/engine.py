@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant.calibration import adjust_layers, calibrate
+from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.history import History
 from fxquant.datafree.importance import Importance, measure_importance
-from fxquant.datafree.objective import Objective
+from fxquant.datafree.losses import relative_mse
+from fxquant.datafree.objective import Objective, flatten
 from fxquant.datafree.optimizer import set_learning_rates, student_optimizer
 from fxquant.datafree.recipe import HELD_BACK, Recipe, Sampler, Term
 from fxquant.datafree.samplers import (
@@ -28,12 +30,12 @@ from fxquant.datafree.samplers import (
     cosine,
 )
 from fxquant.datafree.watcher import SilentWatcher, Watcher
-from fxquant.errors import DivergenceError, SettingError
-from fxquant.graph.insert_taps import BN_TAPS, count_taps
 
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 20
+# Share of the calibrated student's error on images held back that the fine-tuned may have left.
+WORTH_TUNING = 0.8
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Engine:
         self.history = History()
         self.importance: Importance | None = None
         self.held_back: Tensor | None = None
+        self.calibrated: dict[str, Any] | None = None
+        self.kept = "fine-tuned" if schedule.steps else "calibrated"
         self.seconds: dict[str, float] = {}
         self.phase_index, self.step = 0, 0
 
@@ -136,6 +140,7 @@ class Engine:
             Phase("adversarial", adversarial, self._adversarial),
             Phase("recalibration", int(adversarial > 0), self._calibrate),
             Phase("fine-tuning", schedule.steps, self._fine_tune),
+            Phase("choice", int(fine_tunes and schedule.keep_closer), self._keep_the_closer),
         ]
         return [phase for phase in phases if phase.total]
 
@@ -178,8 +183,10 @@ class Engine:
                 weights=schedule.round_weights,
                 biases=schedule.correct_biases,
             )
-        if self.replay is not None and schedule.steps:
-            self.replay.add(images[: schedule.replay])
+        if schedule.steps:
+            self.calibrated = copy.deepcopy(self.student.state_dict())
+            if self.replay is not None:
+                self.replay.add(images[: schedule.replay])
 
     def _kept_images(self, count: int) -> Tensor:
         """Images to calibrate and train on; others are held back.
@@ -211,6 +218,31 @@ class Engine:
         with torch.no_grad():
             drawn = self.sampler.draw() if self.replay is None else self.replay.draw(schedule.batch)
         self._student_step(drawn.contiguous(memory_format=torch.channels_last), rate)
+
+    def _keep_the_closer(self, step: int) -> None:
+        """The fine-tuned student if it is closer on images held back, by WORTH_TUNING at least.
+
+        Where calibration leaves next to nothing to gain, at 8 bits say, training on generated
+        images only draws the student towards them; and those held back are generated as well.
+        """
+        tuned = copy.deepcopy(self.student.state_dict())
+        errors = {"fine-tuned": self._held_back_error()}
+        self.student.load_state_dict(self.calibrated)
+        errors["calibrated"] = self._held_back_error()
+        if errors["fine-tuned"] <= WORTH_TUNING * errors["calibrated"]:
+            self.student.load_state_dict(tuned)
+        else:
+            self.kept = "calibrated"
+        logger.info("error on images held back: %s; the %s student is kept", errors, self.kept)
+
+    @torch.no_grad()
+    def _held_back_error(self) -> float:
+        """Mean relative squared error of the student's outputs on the images held back."""
+        total = 0.0
+        for images in self.held_back.split(self.recipe.schedule.batch):
+            pairs = zip(flatten(self.student(images)), flatten(self.teacher(images)), strict=True)
+            total += sum(float(relative_mse(q, p)) for q, p in pairs) * len(images)
+        return total / len(self.held_back)
 
     def _sampler_step(
         self, phase: str, terms: Sequence[Term], rate: float, sampler: Any = None
@@ -257,6 +289,8 @@ class Engine:
             "history": self.history.state_dict(),
             "importance": self.importance and vars(self.importance),
             "held_back": self.held_back,
+            "calibrated": self.calibrated,
+            "kept": self.kept,
             "seconds": self.seconds,
         }
 
@@ -272,32 +306,8 @@ class Engine:
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
         self.history.load_state_dict(state["history"])
+        self.calibrated, self.kept = state["calibrated"], state["kept"]
         if state["importance"]:
             self.importance = Importance(**state["importance"])
             self.objective.set_importance(self.importance, self.recipe.importance.normalize)
         self.held_back, self.seconds = state["held_back"], dict(state["seconds"])
-
-
-def check_recipe(recipe: Recipe, teacher: GraphModule, image_shape: tuple[int, ...]) -> None:
-    """Raise SettingError where the recipe can't work on this teacher, with what works instead."""
-    if recipe.sampler.kind == "generator" and len(image_shape) != 3:
-        raise SettingError(
-            f"recipe '{recipe.name}' generates images (channels, height, width), and the model's "
-            f"input has {len(image_shape)} axes",
-            "a recipe whose sampler is 'images', such as zeroq, takes any shape",
-        )
-    matches = any(term.loss == "bn_statistics" for term in recipe.sample_terms)
-    if matches and not count_taps(teacher, BN_TAPS):
-        raise SettingError(
-            f"recipe '{recipe.name}' matches batch norm statistics, and the model has no batch "
-            "norm with running statistics: there is nothing to match",
-            "calibrate on images of your own through the library: fxquant.prepare, then "
-            "fxquant.calibrate(prepared.student, images), then fxquant.export_onnx",
-        )
-
-
-def require_finite(student: GraphModule) -> None:
-    """Raise DivergenceError that names the first parameter that is not finite."""
-    for name, value in student.state_dict().items():
-        if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
-            raise DivergenceError(f"training diverged: {name} of the student is not finite")

@@ -97,7 +97,8 @@ class Schedule:
     image is shifted at most, beside being mirrored. `round_weights` and `correct_biases` adjust
     the layers in closed form when calibrating (`fxquant.calibration.adjust_layers`).
     `student_lr` is in steps of each layer's own grid, `scale_lr` that of the scales' logarithms;
-    both follow half a cosine to 0.
+    both follow half a cosine to 0. `keep_closer` goes back to the calibrated student where
+    fine-tuning brought it no closer on images held back.
     """
 
     batch: int = 64
@@ -112,6 +113,7 @@ class Schedule:
     calibration_images: int = 512
     round_weights: bool = True
     correct_biases: bool = True
+    keep_closer: bool = True
 
     def __post_init__(self) -> None:
         for name in ("batch", "sampler_every", "calibration_images"):

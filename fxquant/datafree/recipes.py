@@ -18,7 +18,12 @@ _DDAQ = Recipe(
     ),
     student_terms=(Term("features", 1.0, weighting="layer"),),
     schedule=Schedule(
-        warmup=2000, adversarial=2000, steps=8000, round_weights=False, correct_biases=False
+        warmup=2000,
+        adversarial=2000,
+        steps=8000,
+        round_weights=False,
+        correct_biases=False,
+        keep_closer=False,
     ),
 )
 

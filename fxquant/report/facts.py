@@ -75,6 +75,7 @@ def build_report(result: Result) -> dict[str, Any]:
             "images": len(result.images),
             "agreement": closeness.agreement,
             "output_sqnr_db": closeness.output_sqnr,
+            "kept": result.kept,
         },
         "importance": _importance(result),
         "curves": result.curves,
