@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo test lint clean
 
 help:
-	@echo "make demo   train a small network, forget its data, quantize it to 4 bits (about 3 minutes)"
+	@echo "make demo   train a small network, forget its data, quantize it to 4 bits (about a minute)"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and formatting"
 	@echo "make clean  remove the environment, caches and the demo's files"
