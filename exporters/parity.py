@@ -22,9 +22,8 @@ from fxquant.report.closeness import sqnr_db
 
 __all__ = ["Difference", "Parity", "check_parity", "require_parity", "run_onnx"]
 
-# Integer kernels compute what the student does in exact arithmetic: on the ResNet-20s measured
-# they differ by less than 1e-5 of the output. A wrong scale, weight or zero point leaves less
-# than 20 dB.
+# Integer kernels compute what the student does: on the ResNet-20s measured they leave 50 dB and
+# more. A wrong scale, weight or zero point leaves less than 20 dB.
 MIN_SQNR_DB = 25.0
 MAX_DECISIONS_CHANGED = 0.005
 # Without integer kernels sums round, and where one lies on the border between two grid values the
@@ -116,11 +115,11 @@ def check_parity(student: GraphModule, path: str | Path, images: Tensor) -> Pari
     path = Path(path)
     student = copy.deepcopy(student).cpu().eval()
     images = images.detach().float().cpu()
-    # Each against the student in its own arithmetic: sums in float32 round, those of integer
-    # kernels are exact, as double precision is for numbers of so few bits.
+    # In float32 and in double precision: sums that lie on the border between two grid values
+    # round to either side, and a file is right if it agrees with the student in one of them.
     exact = copy.deepcopy(student).double()
-    off = compare(_student_outputs(student, images), _file_outputs(path, images, False))
-    on = compare(_student_outputs(exact, images.double()), _file_outputs(path, images, True))
+    references = [_student_outputs(student, images), _student_outputs(exact, images.double())]
+    off, on = (_closest(references, _file_outputs(path, images, opt)) for opt in (False, True))
     passed, diverges_at = off.roughly_passed and on.passed, None
     if not passed:
         bound = {"optimize": off.roughly_passed, "min_sqnr_db": MIN_SQNR_DB}
@@ -157,6 +156,10 @@ _SATURATION = (
     "only ONNX Runtime's integer kernels differ: on x86 processors without VNNI they saturate "
     "sums of 8-bit products; 7-bit weights avoid that"
 )
+
+
+def _closest(references: list[list[np.ndarray]], found: list[np.ndarray]) -> Difference:
+    return max((compare(r, found) for r in references), key=lambda difference: difference.sqnr_db)
 
 
 def compare(expected: list[np.ndarray], found: list[np.ndarray]) -> Difference:
