@@ -273,11 +273,6 @@ def is_redundant_relu(node: Node, modules: dict[str, nn.Module]) -> bool:
     )
 
 
-def input_shape(node: Node) -> torch.Size | None:
-    """Shape of the node's first input as `record_shapes` saw it, None where it isn't a tensor."""
-    return node.args[0].meta.get("shape") if node.args and isinstance(node.args[0], Node) else None
-
-
 def module_table(gm: GraphModule) -> dict[str, nn.Module]:
     """Modules by qualified name, a module called twice under each of its names."""
     return dict(gm.named_modules(remove_duplicate=False))
