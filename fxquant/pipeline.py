@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from fxquant.datafree.checks import require_finite
 from fxquant.datafree.engine import Engine
@@ -34,8 +33,8 @@ class Result:
     `kept` is which student this is, the `fine-tuned` or the `calibrated` one.
     """
 
-    teacher: GraphModule
-    student: GraphModule
+    teacher: nn.Module
+    student: nn.Module
     prepared: Prepared
     settings: Settings
     images: Tensor
