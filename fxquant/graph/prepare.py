@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 
 from fxquant.errors import SettingError
+from fxquant.graph.detectors import DetectorNetwork, is_detector
 from fxquant.graph.fold_batchnorm import fold_batchnorm
 from fxquant.graph.insert_quantizers import first_and_last_layer, insert_quantizers
 from fxquant.graph.insert_taps import choose_features, insert_bn_taps, insert_feature_taps
@@ -40,6 +41,7 @@ def prepare(model: nn.Module, config: QConfig, input_shape: tuple[int, ...]) -> 
     `input_shape` is (channels, height, width). Raises TraceError where the model can't be
     traced, SettingError where there is nothing to quantize.
     """
+    model = DetectorNetwork(model) if is_detector(model) else model
     teacher = trace(model, input_shape)
     student = copy.deepcopy(teacher)
     features, ends = choose_features(teacher), first_and_last_layer(teacher)
