@@ -18,7 +18,7 @@ from fxquant.exporters.parity import check_parity
 from fxquant.exporters.runtime import make_session
 from fxquant.files import write_atomic, write_text
 from fxquant.pipeline import Result
-from fxquant.report.evaluate import EvaluationData, accuracy
+from fxquant.report.evaluate import EvaluationData, accuracies
 from fxquant.report.facts import build_report
 from fxquant.report.html import render
 from fxquant.run_folder import MODEL, PAGE, RECIPE, REPORT, STUDENT, model_hash
@@ -86,7 +86,6 @@ def _tensors(result: Result) -> dict[str, torch.Tensor]:
 
 
 def _accuracy(result: Result, path: Path, evaluation: EvaluationData) -> dict[str, Any]:
-    images, labels = evaluation.load()
     session = make_session(path)
 
     def onnx_model(batch: np.ndarray) -> np.ndarray:
@@ -103,10 +102,6 @@ def _accuracy(result: Result, path: Path, evaluation: EvaluationData) -> dict[st
         with torch.no_grad():
             return exact(torch.from_numpy(batch).double()).numpy()
 
-    return {
-        "teacher": accuracy(teacher, images, labels),
-        "student": accuracy(student, images, labels),
-        "onnx": accuracy(onnx_model, images, labels),
-        "images": len(images),
-        "data": evaluation.path.name,
-    }
+    models = {"teacher": teacher, "student": student, "onnx": onnx_model}
+    measured, count = accuracies(models, evaluation)
+    return {**measured, "images": count, "data": evaluation.path.name}
