@@ -154,5 +154,5 @@ def test_fortran_order_and_sizes_that_lie_are_told(tmp_path):
 
 @pytest.mark.parametrize("values", [((np.nan,), (1.0,)), ((0.0,), (np.nan,)), ((0.0,), (np.inf,))])
 def test_mean_and_std_are_finite(values, tmp_path):
-    with pytest.raises(DataError, match="not finite|not above 0"):
+    with pytest.raises(DataError, match=r"not finite|not above 0"):
         EvaluationData(tmp_path, *values)
