@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fxquant import __version__
 from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.parity import check_parity
 from fxquant.exporters.runtime import make_session
-from fxquant.files import write_atomic, write_text
+from fxquant.files import staged, write_atomic, write_text
 from fxquant.pipeline import Result
 from fxquant.report.evaluate import EvaluationData, accuracies
 from fxquant.report.facts import build_report
 from fxquant.report.html import render
-from fxquant.run_folder import MODEL, PAGE, RECIPE, REPORT, STUDENT, model_hash
+from fxquant.run_folder import MODEL, PAGE, RECIPE, REPORT, STUDENT, TIMING, model_hash
 from fxquant.settings import to_toml
 
 
@@ -32,17 +32,30 @@ def export(
     model: dict[str, Any] | None = None,
     evaluation: EvaluationData | None = None,
 ) -> dict[str, Any]:
-    """Write model.onnx, student.safetensors, report.json and report.html; the report.
+    """Write model.onnx, student.safetensors, timing.json, report.html, report.json; the report.
 
     `model` adds facts about the model (name, source, sha256) to report and metadata. The ONNX
     file is run in ONNX Runtime and compared with the student: the outcome is in
     `report["parity"]`, also where it failed. With `evaluation` the accuracy of teacher, student
-    and ONNX file is measured. report.json is written last. Raises ExportError, OutputError.
+    and ONNX file is measured. The files appear together once all are done, report.json last.
+    Raises ExportError, OutputError, DataError.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RECIPE).exists():
+        settings = {"fxquant": __version__, **result.settings.to_dict()}
+        write_text(folder / RECIPE, to_toml(settings))
+    with staged(folder, (MODEL, STUDENT, TIMING, PAGE, REPORT)) as place:
+        report = _write(result, place, model or {}, evaluation)
+    return report
+
+
+def _write(
+    result: Result, folder: Path, model: dict[str, Any], evaluation: EvaluationData | None
+) -> dict[str, Any]:
+    """Write the files of a finished run into a folder that nobody looks at yet; the report."""
     report = build_report(result)
-    report["model"] |= {"name": "model", "source": None, "sha256": None, **(model or {})}
+    report["model"] |= {"name": "model", "source": None, "sha256": None, **model}
     report["machine"]["onnxruntime"] = onnxruntime.__version__
     path = folder / MODEL
     export_onnx(
@@ -56,10 +69,10 @@ def export(
     report["size"]["onnx_bytes"] = path.stat().st_size
     report["accuracy"] = _accuracy(result, path, evaluation) if evaluation else None
     tensors = {k: v.contiguous() for k, v in _tensors(result).items()}
-    write_atomic(folder / STUDENT, lambda file: save_file(tensors, file))
-    if not (folder / RECIPE).exists():
-        settings = {"fxquant": __version__, **result.settings.to_dict()}
-        write_text(folder / RECIPE, to_toml(settings))
+    # As bytes: safetensors hides what the operating system says when it writes a file itself.
+    write_atomic(folder / STUDENT, lambda file: file.write_bytes(save(tensors)))
+    # Times apart from all else, so that the same run leaves the same bytes.
+    write_text(folder / TIMING, json.dumps({"seconds": result.seconds}, indent=1) + "\n")
     write_text(folder / PAGE, render(report, result.images))
     write_text(folder / REPORT, json.dumps(report, indent=1, allow_nan=False) + "\n")
     return report

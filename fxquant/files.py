@@ -48,13 +48,15 @@ def write_text(path: Path, text: str) -> None:
 def staged(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     """A place to write files of these names; when the block ends they move to `folder`, in order.
 
-    Where it fails none does. Raises OutputError where the folder can't be written.
+    Where it fails none does. The last one is there only while all are: an old one goes first.
+    Raises OutputError where the folder can't be written.
     """
     with _told_as(folder):
         place = Path(tempfile.mkdtemp(dir=folder, prefix=_PREFIX, suffix=_SUFFIX))
     try:
         yield place
         with _told_as(folder):
+            (folder / names[-1]).unlink(missing_ok=True)
             for name in names:
                 os.replace(place / name, folder / name)
             _sync_folder(folder)
