@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 
 import click
 
 from fxquant import __version__
+from fxquant.cli.interrupts import interrupts
 from fxquant.cli.quantize import quantize
+from fxquant.cli.streams import make_streams_sturdy, open_missing_streams
 from fxquant.errors import FxQuantError
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 3
@@ -33,8 +33,15 @@ fxquant.add_command(quantize)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(arguments))
+    open_missing_streams()
+    make_streams_sturdy()
+    interrupts.install()
+    code = run(arguments)
+    sys.stdout.flush()
+    if sys.stdout.lost:
+        _say("error", f"the results can't be printed: {sys.stdout.lost}")
+        code = code or EXIT_USAGE
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -60,8 +67,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _say(label: str, text: str) -> None:
     styled = click.style(f"{label}:", fg="red" if label == "error" else "yellow", bold=True)
-    click.echo(f"{styled} {text}", err=True)
+    click.echo(f"{styled} {_safe(text)}", err=True)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _safe(text: str) -> str:
+    """Text that may come out of a file, without what would steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

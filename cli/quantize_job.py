@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fxquant.cli.console import print_report, print_summary, status
+from fxquant.cli.interrupts import interrupts
+from fxquant.cli.log import log_to
 from fxquant.cli.progress import ProgressWatcher
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
-from fxquant.errors import SettingError
+from fxquant.errors import FxQuantError, ResourceError, SettingError
 from fxquant.exporters.artifacts import export
 from fxquant.exporters.parity import Parity, require_parity
 from fxquant.graph.prepare import Prepared, prepare
+from fxquant.memory import is_out_of_memory
 from fxquant.models.load import LoadedModel, load_model
+from fxquant.models.wording import reason_of
 from fxquant.pipeline import resolve_device, run
 from fxquant.report.evaluate import EvaluationData
 from fxquant.run_folder import LOG, RunFolder, model_hash
@@ -26,6 +30,15 @@ from fxquant.spec import LayerRule, QConfig
 
 def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -> int:
     """Load, train, export and report; the exit code."""
+    with memory_told():
+        report, path = _job(model, output, options)
+    print_report(report) if as_json else print_summary(report, path)
+    require_parity(Parity.from_dict(report["parity"]))
+    return 0
+
+
+def _job(model: str, output: Path | None, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """The report and the folder that it is in."""
     loaded = load_model(model, arch=options["arch"], trust_classes=options["trust_classes"])
     settings = make_settings(loaded, options)
     evaluation = _evaluation(options, settings)
@@ -35,12 +48,8 @@ def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -
     with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
         if folder.finished:
             status(f"this run has already finished: {folder.path}")
-            report = folder.read_report()
-        else:
-            report = _run(prepared, settings, folder, facts, evaluation)
-        print_report(report) if as_json else print_summary(report, folder.path)
-    require_parity(Parity.from_dict(report["parity"]))
-    return 0
+            return folder.read_report(), folder.path
+        return _run(prepared, settings, folder, facts, evaluation), folder.path
 
 
 def _run(
@@ -50,11 +59,12 @@ def _run(
     facts: dict[str, Any],
     evaluation: EvaluationData | None,
 ) -> dict[str, Any]:
-    with _log_file(folder.path / LOG), ProgressWatcher(folder) as watcher:
+    with log_to(folder.path / LOG), ProgressWatcher(folder) as watcher:
         state = folder.load_checkpoint()
         if state is not None:
             status(f"continuing an interrupted run in {folder.path}")
-        result = run(prepared, settings, watcher=watcher, state=state)
+        with interrupts.deferred():
+            result = run(prepared, settings, watcher=watcher, state=state)
         watcher.say("export and parity")
         report = export(result, folder.path, model=facts, evaluation=evaluation)
         folder.drop_checkpoint()
@@ -107,17 +117,16 @@ def _default_output(loaded: LoadedModel, settings: Settings) -> Path:
 
 
 @contextmanager
-def _log_file(path: Path):
-    """Write the package's log to a file while the block runs."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("fxquant")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+def memory_told() -> Iterator[None]:
+    """Let errors that mean too little memory be told as ResourceError."""
     try:
         yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        handler.close()
+    except FxQuantError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"memory ran out: {reason_of(error)}",
+            "a smaller --input-shape, or smaller numbers in recipe.toml, need less",
+        ) from error
