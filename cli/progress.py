@@ -49,7 +49,8 @@ class ProgressWatcher:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()
 
     def say(self, what: str) -> None:
         """Show work that has no steps to count."""

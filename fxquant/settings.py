@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -24,6 +25,9 @@ else:
 
 # A settings file of this project has three thousand.
 MOST_BYTES = 1 << 20
+# Parsers take time and memory that grow with the square of a key's parts.
+MOST_DOTS = 200
+_TEXTS = re.compile(r"""\"[^"\n]*\"|'[^'\n]*'""")
 # Numbers in one image: 16 times those of a colour image of 1024 x 1024 pixels.
 MOST_VALUES = 3 << 24
 
@@ -107,7 +111,10 @@ def read_toml(path: Path) -> dict[str, Any]:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise SettingError(f"settings file {path} is larger than {MOST_BYTES >> 20} MB")
-        values = tomllib.loads(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        if any(line.count(".") > MOST_DOTS for line in _TEXTS.sub("", text).splitlines()):
+            raise SettingError(f"settings file {path} has a line of more than {MOST_DOTS} dots")
+        values = tomllib.loads(text)
     except FileNotFoundError as error:
         raise SettingError(f"no such settings file: {path}") from error
     except (OSError, ValueError, RecursionError) as error:

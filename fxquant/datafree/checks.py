@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fxquant.datafree.objective import flatten
-from fxquant.datafree.recipe import Recipe
+from fxquant.datafree.recipe import HELD_BACK, Recipe
 from fxquant.errors import DivergenceError, ModelLoadError, SettingError
 from fxquant.graph.insert_taps import BN_TAPS, count_taps, record, tap_names
+from fxquant.memory import memory_bytes
 from fxquant.quantizer import Quantizer
 
 # The square of a larger number is none in float32, and statistics are matched by their squares.
@@ -36,9 +38,44 @@ def check_recipe(recipe: Recipe, teacher: nn.Module, image_shape: tuple[int, ...
             "calibrate on images of your own through the library: fxquant.prepare, then "
             "fxquant.calibrate(prepared.student, images), then fxquant.export_onnx",
         )
+    _check_memory(recipe, image_shape)
     _check_numbers(teacher)
     _check_statistics(teacher)
     _check_values(teacher, image_shape)
+
+
+def _check_memory(recipe: Recipe, image_shape: tuple[int, ...]) -> None:
+    """Raise SettingError where images and generator alone would fill the memory there is."""
+    there = memory_bytes()
+    needed = 4 * (_image_values(recipe, image_shape) + _generator_values(recipe, image_shape))
+    if there is not None and needed > there:
+        raise SettingError(
+            f"recipe '{recipe.name}' needs {needed / 1e9:,.0f} GB for its images and its "
+            f"generator, and there are {there / 1e9:,.0f} GB of memory",
+            "smaller numbers in [recipe.schedule], [recipe.polish] and [recipe.sampler] need less",
+        )
+
+
+def _image_values(recipe: Recipe, image_shape: tuple[int, ...]) -> int:
+    """Numbers in the images that are kept, and in one batch with its gradient."""
+    schedule, polish = recipe.schedule, recipe.polish
+    kept = schedule.calibration_images + HELD_BACK
+    if recipe.sampler.kind == "images":
+        kept = recipe.sampler.batches * schedule.batch
+    elif polish.steps:
+        kept = polish.batches * polish.batch
+    at_once = max(schedule.batch, polish.batch if polish.steps else 0, recipe.importance.images)
+    return math.prod(image_shape) * (kept + schedule.replay + 2 * at_once)
+
+
+def _generator_values(recipe: Recipe, image_shape: tuple[int, ...]) -> int:
+    """Numbers in the generator with its gradients and Adam's two averages, and in one layer's."""
+    if recipe.sampler.kind != "generator":
+        return 0
+    _, height, width = image_shape
+    sampler, places = recipe.sampler, -(-height // 4) * -(-width // 4)
+    weights = sampler.width * (sampler.latent * places + 9 * sampler.width)
+    return 4 * weights + 16 * places * sampler.width * recipe.schedule.batch
 
 
 def _check_numbers(teacher: nn.Module) -> None:

@@ -35,7 +35,11 @@ LAYER_PACKAGES = (
     "timm.layers.",
     "timm.models.",
 )
-_PACKAGES = ("torch", "torchvision", "pytorchcv", "timm")
+# A network's own classes are in none of these; the last are modules that Python 2 had.
+_NOT_THE_USERS = sys.stdlib_module_names | {
+    *("torch", "torchvision", "pytorchcv", "timm", "numpy"),
+    *("__builtin__", "commands", "copy_reg", "cPickle", "httplib", "popen2", "urllib2"),
+}
 
 # What networks of these packages hold beside modules. Each was read: plain values and arithmetic.
 _HARMLESS = frozenset(
@@ -91,9 +95,9 @@ def read_pickle(path: Path, archive: TorchArchive, trust_classes: Sequence[str] 
     """
     trusted = frozenset(trust_classes)
     try:
+        steps = read_instructions(archive.pickle)
         with _allowed_alone([]):
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        steps = read_instructions(archive.pickle)
     except Exception as error:
         raise _unreadable(path, error) from error
     allowed = _allow_list(path, names, trusted)
@@ -247,7 +251,7 @@ def _untrusted_hint(names: list[str]) -> str:
         )
     tops = {name.split(".")[0] for name in names}
     # a name that is none could be a line for the shell, to be copied out of our own message
-    if tops & (sys.stdlib_module_names | set(_PACKAGES)) or not all(map(is_dotted, names)):
+    if tops & _NOT_THE_USERS or not all(map(is_dotted, names)):
         return (
             "a network's layers are not among these, so look twice at where the file comes from; "
             f"where the network is yours, {_SAVE_STATE}"
