@@ -76,7 +76,7 @@ DETECTORS: dict[str, Callable[[], nn.Module]] = {
 
 
 def make_detector(name: str) -> nn.Module:
-    """One of the detectors in eval mode, the same at each call, its scores far enough apart to sort."""
+    """One of the detectors in eval mode, the same at each call, with scores that spread."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         detector = DETECTORS[name]()
