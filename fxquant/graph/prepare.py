@@ -13,6 +13,7 @@ from fxquant.graph.detectors import DetectorNetwork, is_detector
 from fxquant.graph.fold_batchnorm import fold_batchnorm
 from fxquant.graph.insert_quantizers import first_and_last_layer, insert_quantizers
 from fxquant.graph.insert_taps import choose_features, insert_bn_taps, insert_feature_taps
+from fxquant.graph.left_out import LeftOut
 from fxquant.graph.passes import run_passes
 from fxquant.graph.trace import trace
 from fxquant.spec import QConfig
@@ -25,6 +26,8 @@ class Prepared:
     `teacher` computes what the model does, with taps at batch norm inputs and features;
     `student` is the same network with folded batch norms, fake-quant nodes that are not
     calibrated yet, and the same feature taps. `rewrites` counts what each pass changed.
+    `left_out` is what tracing could not look into, `notes` what it took for granted, each a
+    sentence, and `fixed_size` the regions that are right at `input_shape` alone.
     """
 
     teacher: nn.Module
@@ -33,6 +36,9 @@ class Prepared:
     input_shape: tuple[int, ...]
     features: tuple[str, ...]
     rewrites: dict[str, int]
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    fixed_size: tuple[str, ...] = ()
 
 
 def prepare(model: nn.Module, config: QConfig, input_shape: tuple[int, ...]) -> Prepared:
