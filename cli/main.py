@@ -7,6 +7,7 @@ import sys
 import click
 
 from fxquant import __version__
+from fxquant.cli.inspect import inspect
 from fxquant.cli.interrupts import interrupts
 from fxquant.cli.quantize import quantize
 from fxquant.cli.streams import make_streams_sturdy, open_missing_streams
@@ -29,6 +30,7 @@ def fxquant() -> None:
 
 
 fxquant.add_command(quantize)
+fxquant.add_command(inspect)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,9 +62,26 @@ def run(arguments: list[str] | None = None) -> int:
         _say("error", error.format_message())
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted", "run the same command again to continue from the last checkpoint")
+        _say(
+            "interrupted",
+            "run the same command again: a quantize run continues from its last checkpoint",
+        )
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if not _memory_ran_out(error):
+            raise
+        _say("error", f"memory ran out: {str(error).partition(chr(10))[0] or 'no more to be had'}")
+        _say("hint", "a smaller --input-shape, or smaller numbers in recipe.toml, need less")
+        return EXIT_USAGE
     return code if isinstance(code, int) else 0
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from fxquant.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _say(label: str, text: str) -> None:

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fxquant.cli.console import print_report, print_summary, status
+from fxquant.cli.console import print_json, print_summary, status
+from fxquant.cli.given import given_settings, given_shape, given_widths
 from fxquant.cli.interrupts import interrupts
 from fxquant.cli.log import log_to
 from fxquant.cli.progress import ProgressWatcher
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
-from fxquant.errors import FxQuantError, ResourceError, SettingError
 from fxquant.exporters.artifacts import export
 from fxquant.exporters.parity import Parity, require_parity
 from fxquant.graph.prepare import Prepared, prepare
-from fxquant.memory import is_out_of_memory
 from fxquant.models.load import LoadedModel, load_model
-from fxquant.models.wording import reason_of
 from fxquant.pipeline import resolve_device, run
 from fxquant.report.evaluate import EvaluationData
 from fxquant.run_folder import LOG, RunFolder, model_hash
-from fxquant.settings import Settings, read_settings
-from fxquant.spec import LayerRule, QConfig
+from fxquant.settings import Settings
 
 
 def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -> int:
     """Load, train, export and report; the exit code."""
-    with memory_told():
-        report, path = _job(model, output, options)
-    print_report(report) if as_json else print_summary(report, path)
+    report, path = _job(model, output, options)
+    print_json(report) if as_json else print_summary(report, path)
     require_parity(Parity.from_dict(report["parity"]))
     return 0
 
@@ -73,15 +66,8 @@ def _run(
 
 def make_settings(loaded: LoadedModel, options: dict[str, Any]) -> Settings:
     """Settings of a recipe.toml where one is given, else the defaults, with options over them."""
-    file = options["config_file"]
-    base = read_settings(file) if file else None
-    shape = options["input_shape"] or (base and base.input_shape) or loaded.input_shape
-    if not shape:
-        raise SettingError(
-            f"the model {loaded.name} does not say what input it takes",
-            "give it as --input-shape C,H,W, for example --input-shape 3,32,32",
-        )
-    config = _bits(base.config if base else QConfig(), options)
+    base = given_settings(options)
+    shape, config = given_shape(loaded, base, options), given_widths(base, options)
     recipe = base.recipe if base else None
     if recipe is None or options["recipe"] or options["preset"]:
         recipe = find_recipe(options["recipe"] or "ddaq", options["preset"] or "default")
@@ -89,18 +75,7 @@ def make_settings(loaded: LoadedModel, options: dict[str, Any]) -> Settings:
         recipe = recipe.without_fine_tuning()
     device = resolve_device(options["device"] or (base.device if base else "auto"))
     seed = options["seed"] if options["seed"] is not None else (base.seed if base else 0)
-    return Settings(tuple(shape), config, recipe, seed, device)
-
-
-def _bits(config: QConfig, options: dict[str, Any]) -> QConfig:
-    given = {
-        "weight_bits": options["weight_bits"] or options["bits"],
-        "act_bits": options["act_bits"] or options["bits"],
-        "sum_bits": options["sum_bits"],
-        "first_last_bits": options["first_last_bits"],
-        "layers": tuple(LayerRule.parse(text) for text in options["layers"]),
-    }
-    return replace(config, **{name: value for name, value in given.items() if value})
+    return Settings(shape, config, recipe, seed, device)
 
 
 def _evaluation(options: dict[str, Any], settings: Settings) -> EvaluationData | None:
@@ -114,19 +89,3 @@ def _evaluation(options: dict[str, Any], settings: Settings) -> EvaluationData |
 def _default_output(loaded: LoadedModel, settings: Settings) -> Path:
     config = settings.config
     return Path(f"{loaded.name}-w{config.weight_bits}a{config.act_bits}")
-
-
-@contextmanager
-def memory_told() -> Iterator[None]:
-    """Let errors that mean too little memory be told as ResourceError."""
-    try:
-        yield
-    except FxQuantError:
-        raise
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            f"memory ran out: {reason_of(error)}",
-            "a smaller --input-shape, or smaller numbers in recipe.toml, need less",
-        ) from error
