@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 
@@ -39,12 +40,11 @@ class SturdyStream:
 
     def _give_up(self, error: OSError | ValueError) -> None:
         self.error = error
-        try:  # what is still in the buffer must not fail again when the process ends
+        with suppress(OSError, ValueError):
+            # What is still in the buffer must not fail again when the process ends.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
-        except (OSError, ValueError):
-            pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -68,6 +68,7 @@ def make_streams_sturdy() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, SturdyStream):
             continue
-        if hasattr(stream, "reconfigure"):  # a name that the terminal can't show is no failure
+        with suppress(AttributeError, OSError, ValueError):
+            # A name that the terminal can't show is no failure.
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, SturdyStream(stream))

@@ -45,3 +45,14 @@ def user_module(tmp_path, monkeypatch):
     yield write
     for name in written:
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def figures(capsys):
+    """Prints what a soak test counted, as it happens: `figures(what, {name: number})`."""
+
+    def show(what: str, numbers: dict) -> None:
+        with capsys.disabled():
+            print(f"\n{what}: " + "; ".join(f"{name} {n}" for name, n in numbers.items()))
+
+    return show
