@@ -50,6 +50,14 @@ def read_model_file(path: Path, trust_classes: Sequence[str] = ()) -> object:
     raise _not_a_model(path, head)
 
 
+def is_file(path: Path) -> bool:
+    """Whether something is at the path; False for what can't be a path."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
@@ -60,16 +68,16 @@ def sha256_of(path: Path) -> str:
 
 
 def _read_head(path: Path) -> bytes:
-    if path.is_dir():
-        raise ModelLoadError(f"'{path}' is a directory; expected a model file")
-    if not path.exists():
-        siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-        close = did_you_mean(path.name, (sibling.name for sibling in siblings))
-        raise ModelLoadError(f"there is no file '{path}'", close or _EXPECTED)
     try:
+        if path.is_dir():
+            raise ModelLoadError(f"'{path}' is a directory; expected a model file")
+        if not path.exists():
+            siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+            close = did_you_mean(path.name, (sibling.name for sibling in siblings))
+            raise ModelLoadError(f"there is no file '{path}'", close or _EXPECTED)
         with path.open("rb") as file:
             head = file.read(512)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelLoadError(f"'{path}' can't be opened: {reason_of(error)}") from error
     if not head:
         raise ModelLoadError(f"'{path}' is empty", "the copy or download may have failed")

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fxquant.errors import FxQuantError, ModelLoadError
-from fxquant.models.files import read_model_file, sha256_of
+from fxquant.models.files import is_file, read_model_file, sha256_of
 from fxquant.models.pickles import LAYER_PACKAGES
 from fxquant.models.state_dicts import find_network, load_into
 from fxquant.models.structure import check_structure
@@ -53,7 +53,7 @@ def load_model(
     """
     source = str(source)
     path = Path(source)
-    if is_named(source) and not path.exists():
+    if is_named(source) and not is_file(path):
         if arch is not None:
             raise _needless_arch(f"'{source}' names a network", arch)
         module, digest = build(source, pretrained=pretrained), None
