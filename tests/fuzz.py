@@ -186,7 +186,9 @@ def _make_config(rng: random.Random) -> str:
 
 def _spoil(values: dict[str, Any], rng: random.Random) -> None:
     """Change, drop or add one value somewhere in nested tables."""
-    place: Any = values["recipe"] if rng.random() < 0.6 else values
+    place: Any = values.get("recipe")
+    if rng.random() > 0.6 or not isinstance(place, dict) or not place:
+        place = values
     while True:
         key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
         deeper = isinstance(place[key], dict | list) and place[key] and rng.random() < 0.85

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import hostile_box
+import mutants
 import pytest
 
 CASES = hostile_box.all_cases()
@@ -49,6 +50,7 @@ def test_the_box_notices_what_a_file_does(tmp_path):
 import os, sys, subprocess
 sys.path.insert(0, {str(Path(hostile_box.__file__).parent)!r})
 import hostile_box
+import mutants
 from pathlib import Path
 did = []
 hostile_box._watch(Path.cwd() / "out", did)
@@ -64,3 +66,23 @@ import antigravity_is_not_there_but_asked_for
     )
     for sign in ("open for writing 'ran'", "os.system", "subprocess.Popen", "import antigravity"):
         assert sign in done.stdout
+
+
+def run_mutants(folder: Path, count: int, seed: int) -> dict[str, int]:
+    command = [sys.executable, mutants.__file__, str(folder), str(count), str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert sum(figures.values()) == count
+    return figures
+
+
+def test_700_damaged_files_load_or_are_refused(tmp_path):
+    figures = run_mutants(tmp_path, 700, seed=0)
+    assert sum(n for what, n in figures.items() if what.endswith("refused")) > 300
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [1, 2])
+def test_10_000_damaged_files_load_or_are_refused(tmp_path, seed, figures):
+    figures(f"10,000 damaged files, seed {seed}", run_mutants(tmp_path, 10_000, seed))
