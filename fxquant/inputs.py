@@ -1,8 +1,8 @@
-"""One input or several: their shapes, and batches of them."""
+"""One input or several, and outputs of any structure: their shapes, batches and tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,3 +56,14 @@ def split(images: Inputs, batch: int) -> Iterator[tuple[Tensor, ...]]:
 def zeros(shape: Shapes, batch: int) -> tuple[Tensor, ...]:
     """Inputs of these shapes that hold zeros."""
     return tuple(torch.zeros(batch, *each) for each in input_shapes(shape))
+
+
+def flatten(output: object) -> tuple[Tensor, ...]:
+    """The tensors of an output that may be nested in tuples, lists and dicts, in order."""
+    if isinstance(output, Tensor):
+        return (output,)
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if not isinstance(output, tuple | list):
+        return ()
+    return tuple(tensor for value in output for tensor in flatten(value))

@@ -42,11 +42,16 @@ _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
         *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
         *(nn.UpsamplingBilinear2d, nn.Fold),
     ),
+    # Numbers of one grid too, but no runtime spreads out integers.
+    "elementwise": (
+        nn.MaxUnpool1d,
+        nn.MaxUnpool2d,
+        nn.MaxUnpool3d,
+    ),
     "move": (
         *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
         *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
         *(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
-        *(nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
         *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Unfold, nn.UpsamplingNearest2d),
         *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
         *(nn.FeatureAlphaDropout, StochasticDepth),
@@ -94,6 +99,7 @@ _FUNCTIONS: dict[str, tuple[object, ...]] = {
         *(operator.pow, torch.pow, torch.square, torch.sqrt, torch.rsqrt, torch.exp),
         *(torch.maximum, torch.minimum, torch.where, torch.masked_fill),
         *(torch.lerp, torch.addcmul, torch.addcdiv),
+        *(F.max_unpool1d, F.max_unpool2d, F.max_unpool3d),
     ),
     "concat": (
         *(torch.cat, torch.concat, torch.concatenate, torch.stack),
@@ -111,7 +117,7 @@ _FUNCTIONS: dict[str, tuple[object, ...]] = {
         *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
         *(F.adaptive_max_pool1d_with_indices, F.adaptive_max_pool2d_with_indices),
         F.adaptive_max_pool3d_with_indices,
-        *(F.max_unpool1d, F.max_unpool2d, F.max_unpool3d, F.unfold, F.upsample_nearest),
+        *(F.unfold, F.upsample_nearest),
         *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout),
         *(F.alpha_dropout, F.feature_alpha_dropout),
         *(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, torch.channel_shuffle),

@@ -13,7 +13,6 @@ from fxquant.graph.flow import readers, redundant_limits
 from fxquant.graph.ops import (
     ARITHMETIC,
     LIMITS,
-    WEIGHTED,
     first_input,
     has_number,
     is_real,

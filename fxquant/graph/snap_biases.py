@@ -32,8 +32,9 @@ def snap_biases(student: nn.Module) -> int:
     channel's weights is raised until it does: that changes the output by less than
     fan_in * 1.2e-7 of the bias. A layer called more than once gets a bias for each call, as each
     input has a grid of its own. Layers whose input is no quantizer's value are left alone, with
-    the reason logged, and so are transposed convolutions, which no integer kernel computes. Call it after training; a second call changes nothing. Returns the number
-    of biases that changed. Raises ExportError where a bias or scale is not a finite number.
+    the reason logged, and so are transposed convolutions, which no integer kernel computes. Call
+    it after training; a second call changes nothing. Returns the number of biases that changed.
+    Raises ExportError where a bias or scale is not a finite number.
     """
     layers = [_Layer.of(node) for node in _with_bias_of_their_own(student)]
     layers = [layer for layer in layers if layer is not None]

@@ -8,7 +8,6 @@ import platform
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
@@ -20,18 +19,13 @@ from fxquant.graph.insert_quantizers import (
 )
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, count_taps, tap_names
 from fxquant.graph.ops import WEIGHTED, kind, module_of
+from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import all_nodes, qualify, region_of, value_name
 from fxquant.pipeline import Result
 from fxquant.quantizer import Quantizer
 from fxquant.report.closeness import measure_closeness
 
 FLOAT_BITS = 32
-
-# What is computed in floating point although numbers of a grid go in and come out.
-_FLOAT_KINDS = {
-    "activation": "an activation that integer kernels don't fuse",
-    "other": "an operation without a known integer form",
-}
 
 
 def build_report(result: Result) -> dict[str, Any]:
@@ -166,25 +160,19 @@ def _float_parts(student: nn.Module, layers: list[dict]) -> list[dict[str, str]]
         if layer["float_reason"]
     ]
     for node in all_nodes(student):
-        name = str(node.target) if node.op == "call_module" else node.name
-        name = qualify(region_of(node), name)
-        if kind(node) == "batchnorm":
-            reason = node.meta.get("not_folded", "it was not folded")
-            parts.append({"name": name, "what": "batch norm", "reason": reason})
-        elif kind(node) in _FLOAT_KINDS and _computes(node):
-            reason = _FLOAT_KINDS[kind(node)]
+        if "float_reason" in node.meta and kind(node) in WEIGHTED:
+            continue
+        reason = float_reason(node)
+        if reason is not None:
+            name = str(node.target) if node.op == "call_module" else node.name
+            name = qualify(region_of(node), name)
             parts.append({"name": name, "what": _operation(node), "reason": reason})
     return parts
 
 
-def _computes(node: Node) -> bool:
-    module = module_of(node)
-    ours = type(module).__module__.startswith("fxquant.")
-    clips = isinstance(module, torch.nn.Hardtanh) or node.target in (F.relu6, F.hardtanh)
-    return "shape" in node.meta and not ours and not clips
-
-
 def _operation(node: Node) -> str:
+    if kind(node) == "batchnorm":
+        return "batch norm"
     module = module_of(node)
     if module is not None:
         return type(module).__name__

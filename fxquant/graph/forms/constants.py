@@ -103,6 +103,7 @@ def _own_tensor(gm: GraphModule, node: Node, roots: list[Node], value: Tensor) -
     """Keep the value of `node` as a tensor of the model; its name."""
     first = _first_tensor(roots)
     target = str(first.target)
+    trained = value.is_floating_point() and any(_is_trained(root) for root in roots)
     if value.shape != tensor_of(first).shape or not _is_only_for(gm, target, node):
         target = free_name(gm, f"{target}_folded")
     owner, _, attribute = target.rpartition(".")
@@ -110,7 +111,7 @@ def _own_tensor(gm: GraphModule, node: Node, roots: list[Node], value: Tensor) -
     if hasattr(module, attribute):
         delattr(module, attribute)
     value = value.detach().clone()
-    if value.is_floating_point() and any(_is_trained(root) for root in roots):
+    if trained:
         module.register_parameter(attribute, nn.Parameter(value, requires_grad=False))
     else:
         module.register_buffer(attribute, value)

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.kinds import METHODS
-from fxquant.graph.ops import argument, first_input, is_tensor, module_of
+from fxquant.graph.ops import KIND, argument, first_input, is_tensor, module_of
 
 _OPERATORS = {
     operator.iadd: operator.add,
@@ -71,6 +71,13 @@ def out_of_place(gm: GraphModule) -> int:
     return replaced
 
 
+def set_item(x: Tensor, index: object, value: Tensor | float) -> Tensor:
+    """A copy of `x` with `value` at `index`."""
+    copied = x.clone()
+    copied[index] = value
+    return copied
+
+
 def is_in_place(node: Node) -> bool:
     """Whether a node may change the value that it reads."""
     if node.op == "call_module":
@@ -79,7 +86,7 @@ def is_in_place(node: Node) -> bool:
         return _without_underscore(node.target) is not None
     if node.target in _PLACES:
         return bool(argument(node, _PLACES[node.target], "inplace", False))
-    return node.target in _OPERATORS or node.target in _FUNCTIONS
+    return node.target in (operator.setitem, *_OPERATORS, *_FUNCTIONS)
 
 
 def _without_underscore(method: str) -> str | None:
@@ -124,6 +131,11 @@ def _read_result_later(node: Node, order: dict[Node, int]) -> None:
 def _give_new_value(node: Node) -> None:
     if node.op == "call_module":
         module_of(node).inplace = False
+    elif node.target is operator.setitem:
+        node.target = set_item
+        # What is assigned joins the rest, each from a grid of its own.
+        shape = {key: first_input(node).meta.get(key) for key in ("shape", "dtype")}
+        node.meta.update(shape, **{KIND: "concat"})
     elif node.op == "call_method":
         node.target = _without_underscore(node.target)
     elif node.target in _PLACES:
