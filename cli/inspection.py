@@ -16,9 +16,9 @@ _LAYERS = (
     Column("MACs", right=True),
     Column("W", right=True),
     Column("A", right=True),
-    Column("integer kernel", fold=True),
+    Column("integer"),
 )
-_PAIRS = (Column(""), Column("", fold=True))
+_PAIRS = (Column(""), Column(""))
 
 
 def print_inspection(facts: dict[str, Any]) -> None:
@@ -36,15 +36,15 @@ def _print_layers(page: Page, layers: list[dict[str, Any]]) -> None:
     page.title("Layers")
     page.table(_LAYERS, [_row(page, layer, reasons) for layer in layers])
     if page.is_terminal:
-        for number, reason in enumerate(reasons, 1):
-            page.text(f"({number}) {reason}")
+        for i, reason in enumerate(reasons, 1):
+            page.text(f"{i}: {reason}")
 
 
 def _row(page: Page, layer: dict[str, Any], reasons: list[str]) -> list[str]:
     verdict, reason = "yes", _reason(layer)
     if reason:
         verdict = "float" if layer["weight_bits"] is None else "no"
-        verdict += f" ({reasons.index(reason) + 1})" if page.is_terminal else f": {reason}"
+        verdict += f" {reasons.index(reason) + 1}" if page.is_terminal else f": {reason}"
     return [
         layer["name"],
         layer["kind"],
@@ -86,7 +86,7 @@ def _print_left_out(page: Page, facts: dict[str, Any]) -> None:
         page.title(f"Right at input {_shape(facts)} alone")
         page.names([name or "the model" for name in facts["fixed_size"]], indent=2)
     if facts["notes"]:
-        page.title("Taken for granted")
+        page.title("Notes")
     for note in facts["notes"]:
         page.text(note, indent=2)
 

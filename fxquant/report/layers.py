@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,7 @@ from fxquant.quantizer import Quantizer
 from fxquant.report.floating import float_parts
 from fxquant.report.kernels import predict_kernel
 from fxquant.report.macs import count_macs
+from fxquant.spec import QConfig
 
 FLOAT_BITS = 32
 
@@ -49,7 +51,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "layers": layers,
         "float": float_parts(prepared.student, layers),
         "left_out": [asdict(part) for part in prepared.left_out],
-        "notes": list(prepared.notes),
+        "notes": [*prepared.notes, *_unused_rules(prepared.config, layers)],
         "fixed_size": list(prepared.fixed_size),
         "taps": {
             "batchnorm": count_taps(prepared.teacher, BN_TAPS),
@@ -157,6 +159,16 @@ def _size(prepared: Prepared) -> dict[str, float]:
     bits = sum(p.numel() * widths.get(id(p), FLOAT_BITS) for p in prepared.student.parameters())
     floats = sum(p.numel() for p in prepared.teacher.parameters())
     return {"float_bytes": floats * FLOAT_BITS // 8, "weights_bytes": bits / 8}
+
+
+def _unused_rules(config: QConfig, layers: list[dict[str, Any]]) -> list[str]:
+    """What to say of layer rules that no layer's name matches."""
+    names = [layer["name"] for layer in layers]
+    return [
+        f"layer rule '{rule}' matches the name of no layer"
+        for rule in config.layers
+        if not any(fnmatchcase(name, rule.pattern) for name in names)
+    ]
 
 
 def _weight_of(node: Node) -> nn.Parameter:
