@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fxquant.errors import SettingError, TraceError
+from fxquant.shapes import InputShape, input_shapes
 
 # A parameter that one of these reads is a layer's weight, whatever module it belongs to.
 _LAYER_FUNCTIONS = {
@@ -44,8 +45,8 @@ class Probes:
     `multiplied` of those that a layer's function reads.
     """
 
-    def __init__(self, model: nn.Module, input_shape: tuple):
-        self.shapes = _shapes(input_shape)
+    def __init__(self, model: nn.Module, input_shape: InputShape):
+        self.shapes = input_shapes(input_shape)
         inputs = [probe_input(model, self.shapes, batch) for batch in (2, 1)]
         with _watched(model) as watch:
             outputs = [_first_run(model, inputs[0], self.shapes)]
@@ -143,11 +144,6 @@ def _same_tensor(left: Tensor, right: Tensor) -> bool:
         return True
     difference = (left[finite] - right[finite]).abs().max()
     return bool(difference <= _TOLERANCE * right[finite].abs().max())
-
-
-def _shapes(input_shape: tuple) -> tuple[tuple[int, ...], ...]:
-    several = bool(input_shape) and not isinstance(input_shape[0], int)
-    return tuple(map(tuple, input_shape)) if several else (tuple(input_shape),)
 
 
 def _first_run(model: nn.Module, inputs: tuple, shapes: tuple):

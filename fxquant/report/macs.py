@@ -14,15 +14,16 @@ from torch.fx import Interpreter, Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxquant.graph.ops import WEIGHTED, kind, module_of
+from fxquant.graph.probes import probe_input
 from fxquant.graph.regions import interpreted
-from fxquant.graph.trace import probe_input
+from fxquant.shapes import InputShape, input_shapes
 
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 @torch.no_grad()
 def count_macs(
-    model: nn.Module, input_shape: tuple[int, ...], hidden: Collection[str] = ()
+    model: nn.Module, input_shape: InputShape, hidden: Collection[str] = ()
 ) -> Counter[Node | str]:
     """Multiply-accumulates for one image of each layer's node, and of `hidden` layers by name.
 
@@ -38,9 +39,9 @@ def count_macs(
                 counts[n] += _macs_of_node(n, args, kwargs, value)
             return value
 
-    image = probe_input(model, input_shape)[:1]
+    inputs = probe_input(model, input_shapes(input_shape), batch=1)
     with _counting_calls(model, hidden, counts), interpreted(model, Counting):
-        model(image)
+        model(*inputs)
     return counts
 
 
