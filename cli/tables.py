@@ -29,13 +29,15 @@ class Page:
     def __init__(self) -> None:
         self._console = Console(highlight=False, markup=False, emoji=False)
         self.is_terminal = self._console.is_terminal
+        self._began = False
 
     def title(self, text: str) -> None:
-        """A line that heads what follows, with space before it."""
+        """A line that heads what follows, with space between it and what came before."""
+        text, self._began = f"\n{text}" if self._began else text, True
         if self.is_terminal:
-            self._console.print(f"\n{text}", style="bold")
+            self._console.print(text, style="bold")
         else:
-            click.echo(f"\n{text}")
+            click.echo(text)
 
     def text(self, text: str, indent: int = 0) -> None:
         """A paragraph, wrapped between words in a terminal."""
