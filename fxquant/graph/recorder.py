@@ -49,7 +49,8 @@ class Recording:
     their forward can't be recorded, by name; `values` the places where a number was answered from
     the example; `passed` the guards that were taken as passing; `constants` are tensors made
     while recording, which the graph reads as attributes; `augmented` says whether tensors were
-    changed by `+=` or its kin.
+    changed by `+=` or its kin;
+    `bound` are arguments that are constants in the graph.
     """
 
     graph: Graph | None = None
@@ -58,6 +59,7 @@ class Recording:
     passed: set[str] = field(default_factory=set)
     constants: dict[str, Tensor] = field(default_factory=dict)
     augmented: bool = False
+    bound: dict[str, object] = field(default_factory=dict)
 
     def noted(self) -> tuple[set[str], set[str]]:
         """Copies of the guards passed and the places of values so far."""
@@ -150,7 +152,7 @@ class Recorder(Tracer):
         signature = inspect.signature(self.root.forward)
         nodes = {p.name: self._placeholder(p) for p in signature.parameters.values()}
         values = {
-            name: self._wrap_argument(node, self._arguments[name])
+            name: self._wrap_argument(name, node, self._arguments[name])
             for name, node in nodes.items()
             if name in self._arguments
         }
@@ -254,12 +256,13 @@ class Recorder(Tracer):
             "placeholder", stars.get(parameter.kind, "") + parameter.name, default, {}
         )
 
-    def _wrap_argument(self, node: Node, value):
+    def _wrap_argument(self, name: str, node: Node, value):
         leaves: list = []
         map_values(leaves.append, value)
         traced = (Tensor,) if self._bind_numbers else (Tensor, int, float)
         if any(isinstance(leaf, traced) and not isinstance(leaf, bool) for leaf in leaves):
             return self._wrap(node, value)
+        self.recording.bound[name] = value
         return value
 
     def _last_node(self) -> Node:
