@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import copy
-import inspect
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from tracing import SHAPE, images, line_of, region_names
 
 from fxquant.errors import TraceError
 from fxquant.graph.ops import kind
 from fxquant.graph.regions import regions
 from fxquant.graph.trace import LeftOut, trace
 
-SHAPE = (3, 16, 16)
-
-
-def line_of(function, text: str) -> int:
-    lines, first = inspect.getsourcelines(function)
-    return first + next(i for i, line in enumerate(lines) if text in line)
-
-
-def images(batch: int = 3, size: int = 16) -> Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(5))
-
 
 def assert_same(left, right) -> None:
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
-
-
-def region_names(model: nn.Module) -> list[str]:
-    return [region.meta["region"] for region in regions(model)]
 
 
 class Body(nn.Sequential):
@@ -73,7 +58,7 @@ def test_what_cannot_be_traced_becomes_a_leaf_with_regions_inside():
     assert region_names(traced.model) == ["", "block.first", "block.second"]
     calls = [n.target for n in traced.model.graph.nodes if n.op == "call_module"]
     assert calls == ["stem.0", "stem.1", "stem.2", "block", "head"]
-    for x in (images(), images(1, 24)):
+    for x in (images(), images(1, 24, 24)):
         assert_same(traced.model(x), model(x))
 
 
@@ -154,7 +139,7 @@ def test_under_a_root_that_cannot_be_traced_the_largest_parts_are(model):
     traced = trace(model, SHAPE)
     assert type(traced.model) is type(model)
     assert region_names(traced.model) == ["backbone", "head"]
-    assert_same(traced.model(images(2, 20)), model(images(2, 20)))
+    assert_same(traced.model(images(2, 20, 20)), model(images(2, 20, 20)))
 
 
 def test_a_host_is_not_told_as_left_out_but_a_root_that_fails_is():

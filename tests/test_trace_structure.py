@@ -10,38 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from tracing import SHAPE, Around, images, traced_whole
 
 from fxquant.graph.ops import kind
 from fxquant.graph.trace import trace
-
-SHAPE = (3, 16, 16)
-
-
-def images(batch: int = 3, height: int = 16, width: int = 16) -> Tensor:
-    generator = torch.Generator().manual_seed(5)
-    return torch.randn(batch, 3, height, width, generator=generator)
-
-
-class Around(nn.Module):
-    """A convolution, then a function of its output."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.conv, self.function = nn.Conv2d(3, 4, 3, padding=1), function
-
-    def forward(self, x: Tensor):
-        return self.function(self.conv(x))
-
-
-def traced_whole(model: nn.Module, shape: tuple = SHAPE, sizes=((2, 20, 28), (1, 16, 16))):
-    """The result of tracing a model as one graph that is right at other sizes."""
-    model.eval()
-    traced = trace(model, shape)
-    assert isinstance(traced.model, GraphModule)
-    assert traced.left_out == () == traced.fixed_size
-    for size in sizes:
-        torch.testing.assert_close(traced.model(images(*size)), model(images(*size)))
-    return traced
 
 
 def assertion(x: Tensor) -> Tensor:

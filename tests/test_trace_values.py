@@ -7,16 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from tracing import SHAPE, images, region_names
 
 from fxquant.errors import TraceError
-from fxquant.graph.regions import regions
 from fxquant.graph.trace import trace
-
-SHAPE = (3, 16, 16)
-
-
-def images(size: int = 16) -> Tensor:
-    return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(5))
 
 
 class Windowed(nn.Module):
@@ -69,9 +63,9 @@ def test_values_are_not_used_where_each_weight_is_seen_without():
     model = Outer(Choosing()).eval()
     traced = trace(model, SHAPE)
     assert traced.fixed_size == ()
-    assert [r.meta["region"] for r in regions(traced.model)] == ["", "inner.first", "inner.second"]
+    assert region_names(traced.model) == ["", "inner.first", "inner.second"]
     assert [left_out.hidden for left_out in traced.left_out] == [()]
-    for x in (images(), images(20)):
+    for x in (images(), images(3, 20, 20)):
         torch.testing.assert_close(traced.model(x), model(x))
 
 
@@ -90,11 +84,11 @@ def test_what_is_wrong_at_another_size_is_left_and_its_parts_are_traced():
     model = Outer(Remembers()).eval()
     traced = trace(model, SHAPE)
     assert traced.fixed_size == ()
-    assert [r.meta["region"] for r in regions(traced.model)] == ["", "inner.conv"]
+    assert region_names(traced.model) == ["", "inner.conv"]
     (left_out,) = traced.left_out
     assert left_out.name == "inner"
     assert left_out.reason == "what torch.fx records of it is right at the traced size alone"
-    torch.testing.assert_close(traced.model(images(20)), model(images(20)))
+    torch.testing.assert_close(traced.model(images(3, 20, 20)), model(images(3, 20, 20)))
 
 
 class ByBatch(nn.Module):

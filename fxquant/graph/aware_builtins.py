@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from types import FunctionType
 from unittest.mock import patch
 
 import torch
@@ -45,18 +46,19 @@ def proxy_aware_builtins(module: nn.Module) -> Iterator[None]:
 
 
 def _globals_of(module: nn.Module) -> list[dict]:
-    """Global names of the files that the module's classes, and functions they name, come from."""
-    classes = {cls for m in module.modules() for cls in type(m).__mro__}
-    files = {cls.__module__ for cls in classes} - {"builtins"}
-    packages = {file.split(".")[0] for file in files} - {"torch"}
-    named = {
-        getattr(value, "__module__", None) or ""
-        for file in files
-        if file.split(".")[0] in packages and file in sys.modules
-        for value in list(vars(sys.modules[file]).values())
-    }
-    wanted = {f for f in files | named if f.split(".")[0] in packages and f in sys.modules}
+    """Global names of the files that the module's classes, and functions they use, come from."""
+    modules = list(module.modules())
+    held = {_file_of(value) for m in modules for value in vars(m).values()}
+    files = held | {cls.__module__ for m in modules for cls in type(m).__mro__}
+    packages = {file.split(".")[0] for file in files} - {"torch", "builtins", ""}
+    own = {f for f in files if f.split(".")[0] in packages and f in sys.modules}
+    named = {_file_of(value) for file in own for value in list(vars(sys.modules[file]).values())}
+    wanted = own | {f for f in named if f.split(".")[0] in packages and f in sys.modules}
     return [vars(sys.modules[file]) for file in sorted(wanted)]
+
+
+def _file_of(value) -> str:
+    return value.__module__ or "" if _isinstance(value, FunctionType | type) else ""
 
 
 def _aware_isinstance(value, classes) -> bool:
