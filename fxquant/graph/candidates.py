@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 
@@ -129,13 +129,13 @@ def _seen(graph: GraphModule, recording: Recording, leaves: tuple) -> frozenset[
     return frozenset(seen)
 
 
-@contextmanager
-def in_place(
+def put_in_place(
     model: nn.Module, modules: dict[str, nn.Module], regions: dict[str, Candidate]
-) -> Iterator[nn.Module]:
-    """Inside the block, `model` with each region's graph in place of its module.
+) -> tuple[nn.Module, list[tuple[nn.Module, str, nn.Module]]]:
+    """`model` with each region's graph in place of its module, and what that has replaced.
 
-    A graph's own layers stay; only in what it leaves to itself are there regions.
+    A graph's own layers stay; only in what it leaves to itself are there regions. What was
+    replaced is a list of parents, names and the modules that were there.
     """
     by_module = {id(modules[name]): region.graph for name, region in regions.items()}
     by_graph = {id(region.graph): region for region in regions.values()}
@@ -155,11 +155,7 @@ def in_place(
                 setattr(module, key, graph)
                 replaced.append((module, key, child))
             queue.append(graph)
-    try:
-        yield whole
-    finally:
-        for module, key, child in replaced:
-            setattr(module, key, child)
+    return whole, replaced
 
 
 def _left_to_itself(region: Candidate) -> list[nn.Module]:

@@ -24,6 +24,7 @@ from fxquant.graph.proxies import (
     map_values,
     proxies_in,
 )
+from fxquant.graph.state import kept_as_is
 from fxquant.graph.structure import describe, hides_weights, is_structure, tidy
 
 # What returns parts of its tensor: taking one of them brings in nothing from outside the graph.
@@ -96,16 +97,12 @@ class Recorder(Tracer):
         """Record `module` called with these arguments, which the run may change."""
         self._arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         self._names = {id(t): name for name, t in _tensors_of(module)}
-        attributes = [(m, dict(vars(m))) for m in module.modules()]
-        try:
-            with torch.no_grad(), proxy_aware_builtins(module):
-                self.recording.graph = self.trace(module)
-            made = {k: t for t, k in self.tensor_attrs.items() if k not in attributes[0][1]}
-            self.recording.constants = {k: t for k, t in made.items() if k in vars(module)}
-        finally:
-            for submodule, before in attributes:
-                vars(submodule).clear()
-                vars(submodule).update(before)
+        before = set(vars(module))
+        with torch.no_grad(), kept_as_is(module), proxy_aware_builtins(module):
+            self.recording.graph = self.trace(module)
+            names = {name: tensor for tensor, name in self.tensor_attrs.items()}
+            made = set(names) & set(vars(module)) - before
+            self.recording.constants = {name: names[name] for name in made}
         tidy(self.recording.graph)
         return self.recording
 
