@@ -64,7 +64,7 @@ def _files_of(module: nn.Module) -> list[str]:
 @lru_cache(maxsize=64)
 def _with_named(files: frozenset[str]) -> list[str]:
     """These files and those that their names come from, of the same packages."""
-    packages = {file.split(".")[0] for file in files} - {"torch", "builtins", ""}
+    packages = {file.split(".")[0] for file in files} - {"torch", "", *sys.stdlib_module_names}
     own = {f for f in files if f.split(".")[0] in packages and f in sys.modules}
     named = {_file_of(value) for file in own for value in list(vars(sys.modules[file]).values())}
     wanted = own | {f for f in named if f.split(".")[0] in packages and f in sys.modules}

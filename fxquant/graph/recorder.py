@@ -161,7 +161,12 @@ class Recorder(Tracer):
         return call, []
 
     def create_arg(self, a):
-        return a.node if type(a) is ExampleProxy else super().create_arg(a)
+        if type(a) is ExampleProxy:
+            return a.node
+        arg = super().create_arg(a)
+        if isinstance(a, Tensor):
+            arg.meta["shape"] = a.shape
+        return arg
 
     def create_proxy(
         self, kind, target, args, kwargs, name=None, type_expr=None, proxy_factory_fn=None
