@@ -11,7 +11,7 @@ import onnx
 
 from fxquant.exporters.runtime import make_session
 
-_CONVOLUTIONS = frozenset({"Conv"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _LINEAR = frozenset({"Gemm", "MatMul"})
 _INTEGER_CONVOLUTIONS = frozenset({"QLinearConv", "ConvInteger"})
 _INTEGER_LINEAR = frozenset(

@@ -230,7 +230,7 @@ class Recorder(Tracer):
     def _wrap(self, node: Node, value, constant: bool = False):
         """What a node gives, as proxies; lists, tuples and dicts as such with proxies in them."""
         if isinstance(value, Tensor):
-            node.meta["shape"] = value.shape
+            node.meta["shape"], node.meta["dtype"] = value.shape, value.dtype
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, dict):
