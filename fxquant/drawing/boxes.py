@@ -108,7 +108,7 @@ class _Folder:
         if isinstance(module, Tap):
             self.boxes[box].taps.setdefault(FEATURE_TAPS, []).append(module.name)
             return True
-        source = node.args[0] if node.args else None
+        source = first_argument(node)
         if isinstance(module, _NOTHING) or node.target in _NO_FUNCTION or _takes_out(node, source):
             return True
         joined = (
@@ -150,7 +150,15 @@ def carries(node: Node) -> bool:
         return True
     if isinstance(module_of(node), Quantizer) or node.op == "get_attr":
         return False
-    return any(_takes_out(user, node) and carries(user) for user in node.users)
+    return any(
+        first_argument(user) is node and _takes_out(user, node) and carries(user)
+        for user in node.users
+    )
+
+
+def first_argument(node: Node) -> object:
+    """The first positional argument of a node; None where it has none."""
+    return node.args[0] if node.args else None
 
 
 def _takes_out(node: Node, source: object) -> bool:
