@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fxquant.cli.tables import Column, Page
+from fxquant.inputs import input_shapes
 from fxquant.report.floating import grouped
 from fxquant.report.formats import amount, count, number, percent, size
-from fxquant.shapes import input_shapes
 
 _LAYERS = (
     Column("layer", fold=True),

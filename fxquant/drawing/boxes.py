@@ -18,9 +18,10 @@ from torch.fx import GraphModule, Node
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, Tap, is_tap
 from fxquant.graph.ops import kind, module_of
 from fxquant.graph.prepare import Prepared
+from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import REGION, all_nodes, qualify, region_of, regions
 from fxquant.quantizer import Quantizer
-from fxquant.report.floating import float_reason, module_path
+from fxquant.report.floating import module_path
 from fxquant.report.layers import Layer
 
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

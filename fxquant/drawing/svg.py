@@ -11,9 +11,9 @@ from fxquant.drawing.boxes import Box, Part, fold
 from fxquant.drawing.place import Placed, Rect, Segment, place
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS
 from fxquant.graph.prepare import Prepared
+from fxquant.inputs import input_shapes
 from fxquant.report.formats import amount, count, percent, size
 from fxquant.report.layers import Layer
-from fxquant.shapes import input_shapes
 
 CHARACTER, SMALL = 6.63, 5.73  # widths of a monospaced character at 11 and 9.5 pixels
 LAYER_HEIGHT, PLAIN_HEIGHT = 44.0, 28.0

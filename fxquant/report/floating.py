@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
 from fxquant.graph.ops import kind, module_of
+from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import all_nodes, qualify, region_of
 
 if TYPE_CHECKING:
     from fxquant.report.layers import Layer
-
-# What is computed in floating point although numbers of a grid go in and come out.
-_FLOAT_KINDS = {
-    "activation": "an activation that integer kernels don't fuse",
-    "other": "an operation without a known integer form",
-}
 
 
 def float_parts(student: nn.Module, layers: Sequence[Layer]) -> list[dict[str, str]]:
@@ -46,13 +40,6 @@ def grouped(parts: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
     return [{"what": what, "reason": why, "names": n} for (what, why), n in groups.items()]
 
 
-def float_reason(node: Node) -> str | None:
-    """Why an op between the layers computes in floating point; None where it does not."""
-    if kind(node) == "batchnorm":
-        return node.meta.get("not_folded", "it was not folded")
-    return _FLOAT_KINDS.get(kind(node)) if _computes(node) else None
-
-
 def node_name(node: Node) -> str:
     """Name in the whole model of the module that a node calls; else the node's in its module."""
     if node.op == "call_module":
@@ -74,10 +61,3 @@ def operation(node: Node) -> str:
     if module is not None:
         return type(module).__name__
     return str(getattr(node.target, "__name__", node.target))
-
-
-def _computes(node: Node) -> bool:
-    module = module_of(node)
-    ours = type(module).__module__.startswith("fxquant.")
-    clips = isinstance(module, nn.Hardtanh) or node.target in (F.relu6, F.hardtanh)
-    return "shape" in node.meta and not ours and not clips

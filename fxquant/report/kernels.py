@@ -7,14 +7,11 @@ ones too, and linear layers on rows and on sequences.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch.fx import Node
 
-from fxquant.graph.ops import kind, module_of
+from fxquant.graph.ops import is_transposed, kind, module_of
 from fxquant.graph.snap_biases import input_quantizer
 from fxquant.quantizer import Quantizer
-
-_TRANSPOSED_FUNCTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 FLOAT = "it stays in floating point"
 INPUT = "its input is not quantized"
@@ -30,11 +27,6 @@ def predict_kernel(node: Node) -> str | None:
         return INPUT
     # A kernel for a linear layer can write floats, one for a convolution writes integers alone.
     return OUTPUT if kind(node) == "conv" and not _is_quantized_at_once(node) else None
-
-
-def is_transposed(node: Node) -> bool:
-    """Whether a layer's node is a transposed convolution."""
-    return node.target in _TRANSPOSED_FUNCTIONS
 
 
 def _is_quantized_at_once(node: Node) -> bool:

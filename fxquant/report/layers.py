@@ -15,13 +15,14 @@ from fxquant.graph.insert_quantizers import is_activation_quantizer, layer_name,
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, count_taps, tap_names
 from fxquant.graph.ops import WEIGHTED, kind, module_of
 from fxquant.graph.prepare import Prepared
+from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import all_nodes, region_of
 from fxquant.graph.snap_biases import input_quantizer
+from fxquant.inputs import Shapes
 from fxquant.quantizer import Quantizer
-from fxquant.report.floating import float_parts, float_reason, node_name, operation
+from fxquant.report.floating import float_parts, node_name, operation
 from fxquant.report.kernels import FLOAT, predict_kernel
 from fxquant.report.macs import count_macs
-from fxquant.shapes import InputShape
 from fxquant.spec import QConfig
 
 FLOAT_BITS = 32
@@ -210,6 +211,6 @@ def _unused_rules(config: QConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _plain(shape: InputShape) -> list:
+def _plain(shape: Shapes) -> list:
     """A shape, or several, as lists."""
     return [side if isinstance(side, int) else list(side) for side in shape]

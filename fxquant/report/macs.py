@@ -13,12 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxquant.graph.probes import probe_input
 from fxquant.graph.regions import interpreted
-from fxquant.shapes import InputShape, input_shapes
+from fxquant.inputs import Shapes, input_shapes
 
 
 @torch.no_grad()
 def count_macs(
-    model: nn.Module, input_shape: InputShape, hidden: Collection[str] = ()
+    model: nn.Module, input_shape: Shapes, hidden: Collection[str] = ()
 ) -> Counter[Node | str]:
     """Multiply-accumulates for one image: of each node, and by name of modules no graph shows.
 
