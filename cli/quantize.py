@@ -27,7 +27,7 @@ from fxquant.cli.options import BITS, CHANNEL_VALUES, SHAPE
 )
 @click.option(
     "--arch",
-    help="Architecture of a state dict: torchvision:NAME, pytorchcv:NAME or "
+    help="Architecture of a state dict: torchvision:NAME, pytorchcv:NAME, timm:NAME or "
     "package.module:callable.",
 )
 @click.option(
@@ -66,7 +66,7 @@ def quantize(model: str, **options) -> int:
     """Quantize MODEL without data and export it.
 
     MODEL is a .pt file with a whole module, a .pt or .safetensors state dict with --arch, or
-    torchvision:NAME or pytorchcv:NAME.
+    torchvision:NAME, pytorchcv:NAME or timm:NAME.
     """
     from fxquant.cli.quantize_job import run_job
 
