@@ -15,7 +15,7 @@ import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript import opset21 as op
-from torch.fx import GraphModule
+from torch import nn
 
 from fxquant.errors import ExportError
 from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
@@ -25,7 +25,7 @@ _CHATTY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir
 _GRIDS = {ir.DataType.UINT8: np.uint8, ir.DataType.INT8: np.int8}
 
 
-def capture(frozen: GraphModule, input_shape: tuple[int, ...], opset: int) -> ir.Model:
+def capture(frozen: nn.Module, input_shape: tuple[int, ...], opset: int) -> ir.Model:
     """The ONNX form of a frozen student, constants folded and nodes simplified.
 
     `input_shape` is (channels, height, width). The input is named `input`, with a dynamic first
@@ -54,7 +54,7 @@ def capture(frozen: GraphModule, input_shape: tuple[int, ...], opset: int) -> ir
     return model
 
 
-def _export(frozen: GraphModule, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+def _export(frozen: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
     # Two images: torch.export takes a size of one for a constant.
     example = torch.zeros(2, *input_shape)
     batch = torch.export.Dim("batch")

@@ -8,19 +8,20 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Interpreter, Node
 
 from fxquant.exporters.freeze import FrozenQuantizer
 from fxquant.exporters.runtime import BATCH, make_session, run_batches
 from fxquant.exporters.tensor_names import quantizer_tensor
-from fxquant.graph.ops import module_of, module_table
+from fxquant.graph.ops import module_of
+from fxquant.graph.regions import interpreted, qualify
 from fxquant.quantizer import Quantizer
 from fxquant.report.closeness import sqnr_db
 
 
 @torch.no_grad()
 def first_divergence(
-    student: GraphModule, path: Path, images: Tensor, *, optimize: bool, min_sqnr_db: float
+    student: nn.Module, path: Path, images: Tensor, *, optimize: bool, min_sqnr_db: float
 ) -> str:
     """Name of the first activation quantizer, in graph order, whose integers are too far off.
 
@@ -44,19 +45,20 @@ def _closeness(expected: np.ndarray, found: np.ndarray) -> float:
     return sqnr_db(float(np.square(signal).sum()), float(np.square(noise).sum()))
 
 
-def _student_integers(student: GraphModule, images: Tensor) -> dict[str, np.ndarray]:
+def _student_integers(student: nn.Module, images: Tensor) -> dict[str, np.ndarray]:
     """Integers of each activation quantizer, by its module name, in graph order."""
-    modules, integers = module_table(student), {}
+    integers: dict[str, np.ndarray] = {}
 
     class Recorder(Interpreter):
         def run_node(self, n: Node):
             value = super().run_node(n)
-            module = module_of(n, modules)
+            module = module_of(n)
             if isinstance(module, Quantizer | FrozenQuantizer) and module.scale.dim() == 0:
-                integers[str(n.target)] = _to_integers(value, module)
+                integers[qualify(self.module, n.target)] = _to_integers(value, module)
             return value
 
-    Recorder(student).run(images)
+    with interpreted(student, Recorder):
+        student(images)
     return integers
 
 

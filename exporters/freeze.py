@@ -6,13 +6,14 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from fxquant.errors import ExportError
 from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 from fxquant.graph.insert_quantizers import layer_name, quantized_layers
 from fxquant.graph.insert_taps import Tap
-from fxquant.graph.ops import module_of, module_table
+from fxquant.graph.ops import module_of
+from fxquant.graph.regions import all_nodes, qualify, region_of, regions
 from fxquant.graph.snap_biases import bias_of, input_quantizer, quantize_bias
 from fxquant.quantizer import Quantizer
 
@@ -34,7 +35,7 @@ class FrozenQuantizer(nn.Module):
 
 
 @torch.no_grad()
-def freeze(student: GraphModule) -> GraphModule:
+def freeze(student: nn.Module) -> nn.Module:
     """The integer network that `student` stands for: a copy on the CPU, in eval mode.
 
     Weights are int8 buffers under the names of the parameters that they replace, biases of
@@ -46,49 +47,46 @@ def freeze(student: GraphModule) -> GraphModule:
     _check_calibrated(student)
     frozen = copy.deepcopy(student).cpu().eval().requires_grad_(False)
     _remove_taps(frozen)
-    modules = module_table(frozen)
     layers = quantized_layers(frozen)
-    biases = {layer: _integer_bias(frozen, layer, modules) for layer in layers}
+    biases = {layer: _integer_bias(layer) for layer in layers}
     for layer in layers:
-        _freeze_weight(frozen, layer, modules)
-        _freeze_bias(frozen, layer, biases[layer])
-    for name, module in modules.items():
+        _freeze_weight(layer)
+        _freeze_bias(layer, biases[layer])
+    for name, module in list(frozen.named_modules(remove_duplicate=False)):
         if isinstance(module, Quantizer):
             frozen.set_submodule(name, FrozenQuantizer(module))
-    frozen.delete_all_unused_submodules()
-    frozen.graph.lint()
-    frozen.recompile()
+    for region in regions(frozen):
+        region.delete_all_unused_submodules()
+        region.graph.lint()
+        region.recompile()
     return frozen
 
 
-def _check_calibrated(student: GraphModule) -> None:
-    called = {node.target for node in student.graph.nodes if node.op == "call_module"}
-    quantizers = {n: m for n, m in module_table(student).items() if isinstance(m, Quantizer)}
-    if not quantizers:
+def _check_calibrated(student: nn.Module) -> None:
+    called = [node for node in all_nodes(student) if isinstance(module_of(node), Quantizer)]
+    if not called:
         raise ExportError("the model holds no quantizers; expected a student made by prepare()")
-    for name, quantizer in quantizers.items():
-        if name in called and not quantizer.enabled:
+    for node in called:
+        if not module_of(node).enabled:
+            name = qualify(region_of(node), node.target)
             raise ExportError(
                 f"quantizer '{name}' is not calibrated", "call calibrate(student, images) first"
             )
 
 
-def _remove_taps(gm: GraphModule) -> None:
-    modules = module_table(gm)
-    for node in list(gm.graph.nodes):
-        if isinstance(module_of(node, modules), Tap):
+def _remove_taps(model: nn.Module) -> None:
+    for node in list(all_nodes(model)):
+        if isinstance(module_of(node), Tap):
             node.replace_all_uses_with(node.args[0])
-            gm.graph.erase_node(node)
+            node.graph.erase_node(node)
 
 
-def _integer_bias(
-    gm: GraphModule, layer: Node, modules: dict[str, nn.Module]
-) -> tuple[Tensor, Tensor] | None:
+def _integer_bias(layer: Node) -> tuple[Tensor, Tensor] | None:
     """The layer's bias as int32 and its scale, each (channels,); None where it stays float."""
-    bias, source = bias_of(gm, layer), input_quantizer(layer, modules)
+    bias, source = bias_of(layer), input_quantizer(layer)
     if bias is None or source is None:
         return None
-    scale = source.scale * modules[layer.args[1].target].scale
+    scale = source.scale * module_of(layer.args[1]).scale
     q = quantize_bias(bias, scale)
     _check_snapped(layer, bias, q, scale)
     return q, scale
@@ -104,45 +102,44 @@ def _check_snapped(layer: Node, bias: Tensor, q: Tensor, scale: Tensor) -> None:
         )
 
 
-def _freeze_weight(gm: GraphModule, layer: Node, modules: dict[str, nn.Module]) -> None:
+def _freeze_weight(layer: Node) -> None:
     quantized: Node = layer.args[1]
-    quantizer, source = modules[quantized.target], quantized.args[0]
-    owner, attribute = _owner(gm, source)
+    quantizer, source = module_of(quantized), quantized.args[0]
+    owner, attribute = _owner(source)
     weight = getattr(owner, attribute)
     if weight.is_floating_point():  # else an earlier call of the same layer has frozen it
         _set_buffer(owner, attribute, quantizer.quantize(weight).to(torch.int8))
         _set_buffer(owner, f"{attribute}_scale", quantizer.scale)
-    _replace_argument(gm, layer, 1, source.target, quantizer.spec.channel_axis)
+    _replace_argument(layer, 1, source.target, quantizer.spec.channel_axis)
     for node in (quantized, source):
         if not node.users:
-            gm.graph.erase_node(node)
+            layer.graph.erase_node(node)
 
 
-def _freeze_bias(gm: GraphModule, layer: Node, bias: tuple[Tensor, Tensor] | None) -> None:
+def _freeze_bias(layer: Node, bias: tuple[Tensor, Tensor] | None) -> None:
     if bias is None:
         return
     source: Node = layer.args[2]
-    owner, attribute = _owner(gm, source)
+    owner, attribute = _owner(source)
     for name, value in zip((attribute, f"{attribute}_scale"), bias, strict=True):
         _set_buffer(owner, name, value)
-    _replace_argument(gm, layer, 2, source.target, 0)
+    _replace_argument(layer, 2, source.target, 0)
     if not source.users:
-        gm.graph.erase_node(source)
+        layer.graph.erase_node(source)
 
 
-def _replace_argument(
-    gm: GraphModule, layer: Node, index: int, target: str, axis: int | None
-) -> None:
+def _replace_argument(layer: Node, index: int, target: str, axis: int | None) -> None:
     """Let the layer read `dequantize(target, target_scale)` as its argument at `index`."""
-    with gm.graph.inserting_before(layer):
-        q, scale = gm.graph.get_attr(target), gm.graph.get_attr(f"{target}_scale")
-        value = gm.graph.call_function(DEQUANTIZE, (q, scale, axis))
+    graph = layer.graph
+    with graph.inserting_before(layer):
+        q, scale = graph.get_attr(target), graph.get_attr(f"{target}_scale")
+        value = graph.call_function(DEQUANTIZE, (q, scale, axis))
     layer.update_arg(index, value)
 
 
-def _owner(gm: GraphModule, node: Node) -> tuple[nn.Module, str]:
+def _owner(node: Node) -> tuple[nn.Module, str]:
     name, _, attribute = str(node.target).rpartition(".")
-    return gm.get_submodule(name), attribute
+    return region_of(node).get_submodule(name), attribute
 
 
 def _set_buffer(owner: nn.Module, name: str, value: Tensor) -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from torch.fx import GraphModule
+from torch import nn
 
 from fxquant.errors import ExportError
 from fxquant.exporters.capture import capture
 from fxquant.exporters.freeze import freeze
 from fxquant.exporters.layouts import LAYOUTS, apply_layout
 from fxquant.files import write_atomic
-from fxquant.graph.ops import module_table
+from fxquant.graph.insert_quantizers import quantized_layers
+from fxquant.graph.ops import module_of
 from fxquant.graph.snap_biases import snap_biases
-from fxquant.quantizer import Quantizer
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _IR_VERSIONS = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
 
 
 def export_onnx(
-    student: GraphModule,
+    student: nn.Module,
     path: str | Path,
     *,
     input_shape: tuple[int, ...],
@@ -69,13 +69,9 @@ def _layout(name: str):
     return LAYOUTS[name]
 
 
-def _opset_for(student: GraphModule) -> int:
-    weights = [
-        module
-        for name, module in module_table(student).items()
-        if isinstance(module, Quantizer) and name.endswith("weight_quantizer")
-    ]
-    return OPSET_INT2 if any(module.spec.bits == 2 for module in weights) else OPSET
+def _opset_for(student: nn.Module) -> int:
+    widths = [module_of(layer.args[1]).spec.bits for layer in quantized_layers(student)]
+    return OPSET_INT2 if 2 in widths else OPSET
 
 
 def _label(model: ir.Model, metadata: Mapping[str, str]) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.fx import GraphModule
+from torch import Tensor, nn
 
 from fxquant.datafree.objective import flatten
 from fxquant.errors import ParityError
@@ -105,7 +104,7 @@ class Parity:
 
 
 @torch.no_grad()
-def check_parity(student: GraphModule, path: str | Path, images: Tensor) -> Parity:
+def check_parity(student: nn.Module, path: str | Path, images: Tensor) -> Parity:
     """Run `images`, (n, channels, height, width), through the student and the file and compare.
 
     `student` is the one that was exported, or its frozen form. The outcome is written to the
@@ -188,7 +187,7 @@ def _decisions(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:
     return float(same.mean()), float((~same & (gap > tie)).mean())
 
 
-def _student_outputs(student: GraphModule, images: Tensor) -> list[np.ndarray]:
+def _student_outputs(student: nn.Module, images: Tensor) -> list[np.ndarray]:
     return _join([[value.numpy() for value in flatten(student(x))] for x in images.split(BATCH)])
 
 

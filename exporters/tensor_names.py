@@ -31,7 +31,7 @@ def name_tensors(model: ir.Model) -> int:
 
 def quantizer_tensor(module_name: str) -> str:
     """Name in the file of the integers of the activation quantizer with this module name."""
-    return module_name.removeprefix(f"{ACTIVATIONS}.")
+    return module_name.replace(f"{ACTIVATIONS}.", "", 1)
 
 
 def _number_everything(graph: ir.Graph) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.graph.insert_quantizers import quantized_layers
+from fxquant.graph.ops import module_of
+from fxquant.graph.regions import interpreted, value_name
 from fxquant.quantizer import Quantizer
 from fxquant.ranges import RangeEstimator, search
 from fxquant.rounding import input_curvature, round_weights
@@ -21,7 +24,7 @@ MOST_ADJUSTED_PIXELS = 1 << 22
 
 @torch.no_grad()
 def calibrate(
-    student: GraphModule, images: Tensor, *, estimator: RangeEstimator = search, batch: int = 64
+    student: nn.Module, images: Tensor, *, estimator: RangeEstimator = search, batch: int = 64
 ) -> None:
     """Set the scale and zero point of each quantizer of `student`, in place.
 
@@ -45,7 +48,7 @@ def calibrate(
 
 
 def _calibrate_weight(
-    student: GraphModule, name: str, quantizer: Quantizer, estimator: RangeEstimator
+    student: nn.Module, name: str, quantizer: Quantizer, estimator: RangeEstimator
 ) -> None:
     layer = student.get_submodule(name.rpartition(".")[0])
     weight = layer.weight.transpose(0, quantizer.spec.channel_axis).flatten(1)
@@ -54,8 +57,8 @@ def _calibrate_weight(
 
 @torch.no_grad()
 def adjust_layers(
-    teacher: GraphModule,
-    student: GraphModule,
+    teacher: nn.Module,
+    student: nn.Module,
     images: Tensor,
     *,
     weights: bool = True,
@@ -72,41 +75,44 @@ def adjust_layers(
     """
     images = images[: max(1, MOST_ADJUSTED_PIXELS // math.prod(images.shape[2:]))]
     layers = quantized_layers(student)
-    means = _channel_means(teacher, {node.meta["twin"] for node in layers}, images)
-    adjuster = _LayerAdjuster(student, layers, means, weights, biases)
-    adjuster.run(images)
-    return adjuster.adjusted
+    means = _channel_means(teacher, {value_name(node) for node in layers}, images)
+    calls = Counter(id(module_of(node.args[1])) for node in layers)
+    once = {node for node in layers if calls[id(module_of(node.args[1]))] == 1}
+    make = partial(_LayerAdjuster, layers=once, means=means, weights=weights, biases=biases)
+    with interpreted(student, make) as adjusters:
+        student(images)
+    return sum(adjuster.adjusted for adjuster in adjusters)
 
 
-def _channel_means(gm: GraphModule, names: set[str], images: Tensor) -> dict[str, Tensor]:
+def _channel_means(model: nn.Module, names: set[str], images: Tensor) -> dict[str, Tensor]:
     means: dict[str, Tensor] = {}
 
     class Recorder(Interpreter):
         def run_node(self, n: Node):
             value = super().run_node(n)
-            if n.name in names:
-                means[n.name] = _mean(value, n)
+            if value_name(n) in names:
+                means[value_name(n)] = _mean(value, n)
             return value
 
-    Recorder(gm).run(images)
+    with interpreted(model, Recorder):
+        model(images)
     return means
 
 
 class _LayerAdjuster(Interpreter):
-    """Runs the student and adjusts each layer before its result goes on."""
+    """Runs a region of the student and adjusts each layer before its result goes on."""
 
     def __init__(
         self,
-        student: GraphModule,
-        layers: list[Node],
+        region: GraphModule,
+        layers: set[Node],
         means: dict[str, Tensor],
         weights: bool,
         biases: bool,
     ):
-        super().__init__(student)
-        calls = Counter(node.args[1].args[0].target for node in layers)
-        self.layers = {n for n in layers if calls[n.args[1].args[0].target] == 1}
-        self.means, self.weights, self.biases, self.adjusted = means, weights, biases, 0
+        super().__init__(region)
+        self.layers, self.means, self.adjusted = layers, means, 0
+        self.weights, self.biases = weights, biases
 
     def run_node(self, n: Node):
         if n not in self.layers:
@@ -115,7 +121,7 @@ class _LayerAdjuster(Interpreter):
             self._round(n)
         value = super().run_node(n)
         if self.biases and n.args[2] is not None:
-            shift = self.means[n.meta["twin"]] - _mean(value, n)
+            shift = self.means[value_name(n)] - _mean(value, n)
             _attribute(self.module, n.args[2]).add_(shift)
             places = [-1 if i == _axis(value, n) else 1 for i in range(value.dim())]
             value = value + shift.reshape(places)

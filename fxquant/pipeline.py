@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from fxquant.datafree.checks import require_finite
 from fxquant.datafree.engine import Engine
@@ -17,6 +16,7 @@ from fxquant.datafree.recipe import Recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.datafree.watcher import Watcher
 from fxquant.errors import SettingError
+from fxquant.graph.detectors import DetectorNetwork
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.graph.snap_biases import snap_biases
 from fxquant.settings import Settings
@@ -34,8 +34,8 @@ class Result:
     `kept` is which student this is, the `fine-tuned` or the `calibrated` one.
     """
 
-    teacher: GraphModule
-    student: GraphModule
+    teacher: nn.Module
+    student: nn.Module
     prepared: Prepared
     settings: Settings
     images: Tensor
@@ -43,6 +43,13 @@ class Result:
     curves: dict[str, list[float]]
     seconds: dict[str, float]
     kept: str
+
+    @property
+    def model(self) -> nn.Module:
+        """The student as what was quantized: a detector where that is one, else itself."""
+        return (
+            self.student.detector() if isinstance(self.student, DetectorNetwork) else self.student
+        )
 
 
 def quantize(

@@ -60,7 +60,7 @@ def test_the_frozen_student_computes_what_the_student_does(name):
 
 def test_a_student_that_is_not_ready_is_refused(tmp_path):
     raw = prepare(ALL["plain"](), QConfig(), SHAPE).student
-    with pytest.raises(ExportError, match=r"'features\.0\.weight_quantizer' is not cal"):
+    with pytest.raises(ExportError, match=r"'activation_quantizers\.x' is not cal"):
         freeze(raw)
     with pytest.raises(ExportError, match=r"bias of layer 'features\.0' is not on the grid"):
         freeze(make_student(ALL["plain"](), QConfig(), snap=False))

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from fxquant.calibration import calibrate
 from fxquant.errors import SettingError
 from fxquant.graph.insert_quantizers import ACTIVATIONS, layer_name, quantized_layers
-from fxquant.graph.ops import kind, module_of, module_table
+from fxquant.graph.ops import kind, module_of
 from fxquant.graph.prepare import prepare
 from fxquant.quantizer import Quantizer
 from fxquant.spec import LayerRule, QConfig
@@ -60,23 +60,20 @@ def student_of(model: nn.Module, config: QConfig = WIDTHS) -> GraphModule:
 
 def placed(student: GraphModule) -> dict[str, int]:
     """Bits of the activation quantizers by the value that each reads, in graph order."""
-    modules = module_table(student)
     return {
-        node.args[0].name: modules[node.target].spec.bits
+        node.args[0].name: module_of(node).spec.bits
         for node in student.graph.nodes
         if node.op == "call_module" and node.target.startswith(f"{ACTIVATIONS}.")
     }
 
 
 def weight_bits(student: GraphModule) -> dict[str, int]:
-    modules = module_table(student)
     nodes = quantized_layers(student)
-    return {layer_name(n): module_of(n.args[1], modules).spec.bits for n in nodes}
+    return {layer_name(n): module_of(n.args[1]).spec.bits for n in nodes}
 
 
 def quantizer_nodes(student: GraphModule) -> list[Node]:
-    modules = module_table(student)
-    return [n for n in student.graph.nodes if isinstance(module_of(n, modules), Quantizer)]
+    return [n for n in student.graph.nodes if isinstance(module_of(n), Quantizer)]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -90,12 +87,12 @@ def test_every_value_that_needs_a_quantizer_has_it_at_its_width(name):
 def test_one_quantizer_per_value_and_one_value_per_quantizer(name):
     p = prepare(ALL[name](), WIDTHS, SHAPE)
     student = p.student
-    modules, nodes = module_table(student), quantizer_nodes(student)
-    distinct = {id(m) for m in modules.values() if isinstance(m, Quantizer)}
+    nodes = quantizer_nodes(student)
+    distinct = {id(m) for m in student.modules() if isinstance(m, Quantizer)}
     assert p.rewrites["insert_quantizers"] == len(distinct)
-    assert {id(modules[n.target]) for n in nodes} == distinct
+    assert {id(module_of(n)) for n in nodes} == distinct
     activations = [n for n in nodes if n.target.startswith(f"{ACTIVATIONS}.")]
-    assert len({id(modules[n.target]) for n in activations}) == len(activations)
+    assert len({id(module_of(n)) for n in activations}) == len(activations)
     for node in activations:
         assert list(node.args[0].users) == [node]
 
@@ -103,23 +100,21 @@ def test_one_quantizer_per_value_and_one_value_per_quantizer(name):
 @pytest.mark.parametrize("name", ALL)
 def test_no_quantizer_where_numbers_only_move_or_a_relu_fuses(name):
     student = student_of(ALL[name]())
-    modules = module_table(student)
     for node in quantizer_nodes(student):
-        assert kind(node.args[0], modules) != "move"
-        assert not any(kind(user, modules) == "relu" for user in node.users)
-        assert not any(isinstance(module_of(user, modules), Quantizer) for user in node.users)
+        assert kind(node.args[0]) != "move"
+        assert not any(kind(user) == "relu" for user in node.users)
+        assert not any(isinstance(module_of(user), Quantizer) for user in node.users)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_layer_reads_a_quantized_weight_and_a_quantized_activation(name):
     student = student_of(ALL[name]())
     layers = quantized_layers(student)
-    modules = module_table(student)
-    assert len(layers) == sum(kind(n, modules) in ("conv", "linear") for n in student.graph.nodes)
+    assert len(layers) == sum(kind(n) in ("conv", "linear") for n in student.graph.nodes)
     for node in layers:
         source = node.args[0]
-        while not isinstance(module_of(source, modules), Quantizer):
-            assert kind(source, modules) == "move" or "tapped" in source.meta, source
+        while not isinstance(module_of(source), Quantizer):
+            assert kind(source) == "move" or "tapped" in source.meta, source
             source = source.args[0]
 
 

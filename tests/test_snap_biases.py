@@ -10,7 +10,7 @@ from torch import nn
 
 from fxquant.errors import ExportError
 from fxquant.graph.insert_quantizers import layer_name, quantized_layers
-from fxquant.graph.ops import module_table
+from fxquant.graph.ops import module_of
 from fxquant.graph.snap_biases import (
     LARGEST_BIAS,
     bias_of,
@@ -23,14 +23,13 @@ from fxquant.spec import QConfig
 
 def grids(student: torch.fx.GraphModule) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Bias and scale of its grid, by the name of the layer's node."""
-    modules = module_table(student)
     return {
         node.name: (
-            bias_of(student, node),
-            input_quantizer(node, modules).scale * modules[node.args[1].target].scale,
+            bias_of(node),
+            input_quantizer(node).scale * module_of(node.args[1]).scale,
         )
         for node in quantized_layers(student)
-        if bias_of(student, node) is not None
+        if bias_of(node) is not None
     }
 
 
@@ -48,10 +47,9 @@ def test_biases_are_multiples_of_their_scale_and_half_a_step_away(name):
 
 def test_biases_of_layers_that_read_moved_numbers_are_snapped_too():
     student = make_student(ALL["plain"](), QConfig(4, 4))
-    modules = module_table(student)
     layers = {layer_name(node): node for node in quantized_layers(student)}
     # Max-pooling and flatten lie between the quantizer and the layer.
-    assert input_quantizer(layers["classifier.1"], modules) is not None
+    assert input_quantizer(layers["classifier.1"]) is not None
 
 
 def test_a_layer_called_twice_has_a_bias_for_each_call():

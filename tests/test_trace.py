@@ -11,7 +11,7 @@ from nets import ALL, Residual, SharedRelu
 from torch import Tensor, fx, nn
 
 from fxquant.errors import SettingError, TraceError
-from fxquant.graph.ops import is_redundant_relu, kind, module_table
+from fxquant.graph.ops import is_redundant_relu, kind
 from fxquant.graph.passes import run_passes
 from fxquant.graph.trace import trace
 
@@ -184,7 +184,7 @@ class Ops(nn.Module):
 
 def test_ops_are_known_in_all_their_forms():
     gm = trace(Ops(), (3, 8, 8))
-    kinds = [kind(node, module_table(gm)) for node in gm.graph.nodes]
+    kinds = [kind(node) for node in gm.graph.nodes]
     assert kinds == [
         *("placeholder", "move", "activation", "relu", "move", "other", "add", "other"),
         *("move", "move", "move", "other", "mul", "average", "output"),
@@ -225,4 +225,4 @@ class ThenRelu(nn.Module):
 def test_a_relu_is_redundant_only_where_nothing_can_be_negative(function, redundant):
     gm = trace(ThenRelu(function), SHAPE)
     last = [node for node in gm.graph.nodes if node.op != "output"][-1]
-    assert is_redundant_relu(last, module_table(gm)) is redundant
+    assert is_redundant_relu(last) is redundant

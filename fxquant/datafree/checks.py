@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule
+from torch import Tensor, nn
 
 from fxquant.datafree.recipe import Recipe
 from fxquant.errors import DivergenceError, SettingError
 from fxquant.graph.insert_taps import BN_TAPS, count_taps
 
 
-def check_recipe(recipe: Recipe, teacher: GraphModule, image_shape: tuple[int, ...]) -> None:
+def check_recipe(recipe: Recipe, teacher: nn.Module, image_shape: tuple[int, ...]) -> None:
     """Raise SettingError where the recipe can't work on this teacher, with what works instead."""
     if recipe.sampler.kind == "generator" and len(image_shape) != 3:
         raise SettingError(
@@ -29,7 +28,7 @@ def check_recipe(recipe: Recipe, teacher: GraphModule, image_shape: tuple[int, .
         )
 
 
-def require_finite(student: GraphModule) -> None:
+def require_finite(student: nn.Module) -> None:
     """Raise DivergenceError that names the first parameter that is not finite."""
     for name, value in student.state_dict().items():
         if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):

@@ -11,8 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule
+from torch import Tensor, nn
 
 from fxquant.calibration import adjust_layers, calibrate
 from fxquant.datafree.checks import check_recipe
@@ -57,8 +56,8 @@ class Engine:
 
     def __init__(
         self,
-        teacher: GraphModule,
-        student: GraphModule,
+        teacher: nn.Module,
+        student: nn.Module,
         recipe: Recipe,
         image_shape: tuple[int, ...],
         *,

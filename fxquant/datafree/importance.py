@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from fxquant.errors import SettingError
-from fxquant.graph.ops import WEIGHTED, kind, module_table
+from fxquant.graph.insert_quantizers import layer_name
+from fxquant.graph.insert_taps import is_tap
+from fxquant.graph.ops import WEIGHTED, kind, module_of
+from fxquant.graph.regions import all_nodes
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Importance:
 
 
 def measure_importance(
-    teacher: GraphModule,
+    teacher: nn.Module,
     images: Tensor,
     *,
     method: str = "gauss-newton",
@@ -61,15 +64,8 @@ def measure_importance(
     is fixed; the standard error tells what they leave uncertain.
     """
     rng = rng or torch.Generator().manual_seed(0)
-    modules = module_table(teacher)
-    names = list(
-        dict.fromkeys(
-            str(n.target)
-            for n in teacher.graph.nodes
-            if n.op == "call_module" and kind(n, modules) in WEIGHTED
-        )
-    )
-    weights = [modules[name].weight for name in names]
+    layers = {layer_name(n): module_of(n) for n in all_nodes(teacher) if _is_layer(n)}
+    names, weights = list(layers), [layer.weight for layer in layers.values()]
     probe = _fisher_probe if method == "gauss-newton" else _hessian_probe
     flags = [weight.requires_grad for weight in weights]
     for weight in weights:
@@ -153,27 +149,28 @@ def _flatten(output) -> list[Tensor]:
     return [tensor for value in values for tensor in _flatten(value)]
 
 
-def nearest_layers(teacher: GraphModule, group: str) -> dict[str, str]:
-    """For each tap of a group, by its name, the last layer whose output it depends on."""
-    modules = module_table(teacher)
-    order = {node: index for index, node in enumerate(teacher.graph.nodes)}
+def nearest_layers(teacher: nn.Module, group: str) -> dict[str, str]:
+    """For each tap of a group, by its name, the last layer of its region that it depends on."""
+    order = {node: index for index, node in enumerate(all_nodes(teacher))}
     return {
-        modules[node.target].name: str(layer.target)
-        for node in teacher.graph.nodes
-        if node.op == "call_module"
-        and node.target.startswith(f"{group}.")
-        and (layer := _last_layer_before(node, modules, order)) is not None
+        module_of(node).name: layer_name(layer)
+        for node in order
+        if is_tap(node, group) and (layer := _last_layer_before(node, order)) is not None
     }
 
 
-def _last_layer_before(node: Node, modules: dict, order: dict[Node, int]) -> Node | None:
+def _is_layer(node: Node) -> bool:
+    return node.op == "call_module" and kind(node) in WEIGHTED
+
+
+def _last_layer_before(node: Node, order: dict[Node, int]) -> Node | None:
     seen, queue, layers = set(), [node], []
     while queue:
         current = queue.pop()
         if current in seen:
             continue
         seen.add(current)
-        if current.op == "call_module" and kind(current, modules) in WEIGHTED:
+        if _is_layer(current):
             layers.append(current)
         else:
             queue += current.all_input_nodes

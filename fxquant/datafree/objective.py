@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule
+from torch import Tensor, nn
 
 from fxquant.datafree import losses
 from fxquant.datafree.importance import Importance, nearest_layers
@@ -34,9 +33,10 @@ class Objective:
     Layer importance counts as absent until `set_importance`.
     """
 
-    def __init__(self, teacher: GraphModule, student: GraphModule):
+    def __init__(self, teacher: nn.Module, student: nn.Module):
         self.teacher, self.student = teacher, student
         self.targets = _bn_targets(teacher)
+        self.names = {group: tap_names(teacher, group) for group in (BN_TAPS, FEATURE_TAPS)}
         self.importance: dict[str, Tensor] = {}
 
     def set_importance(self, importance: Importance, normalize: str) -> None:
@@ -45,7 +45,7 @@ class Objective:
         device = next(self.teacher.parameters()).device
         for group in (BN_TAPS, FEATURE_TAPS):
             nearest = nearest_layers(self.teacher, group)
-            values = [h.get(nearest.get(name, ""), 0.0) for name in tap_names(self.teacher, group)]
+            values = [h.get(nearest.get(name, ""), 0.0) for name in self.names[group]]
             self.importance[group] = torch.tensor(values, dtype=torch.float32, device=device)
 
     def view(self, images: Tensor, *, with_student: bool, teacher_grad: bool) -> View:
@@ -62,8 +62,17 @@ class Objective:
             with record(self.student, FEATURE_TAPS) as student_features:
                 student_outputs = flatten(self.student(images))
         return View(
-            images, bn_inputs, teacher_features, teacher_outputs, student_features, student_outputs
+            images,
+            self._in_order(BN_TAPS, bn_inputs),
+            self._in_order(FEATURE_TAPS, teacher_features),
+            teacher_outputs,
+            self._in_order(FEATURE_TAPS, student_features),
+            student_outputs,
         )
+
+    def _in_order(self, group: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Values in the order of the group's importance: regions may be called in another one."""
+        return {name: values[name] for name in self.names[group] if name in values}
 
     def losses(self, terms: Iterable[Term], view: View) -> dict[str, tuple[float, Tensor]]:
         """Weight and value of each term, by the name of its loss."""
@@ -136,13 +145,13 @@ LOSSES: dict[str, Callable[[Objective, Term, View], Tensor]] = {
 }
 
 
-def _bn_targets(teacher: GraphModule) -> dict[str, tuple[Tensor, Tensor]]:
+def _bn_targets(teacher: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Running mean and standard deviation of each tapped batch norm, float32, by tap name."""
     targets = {}
-    for tap in getattr(teacher, BN_TAPS, torch.nn.Module()).children():
-        bn = teacher.get_submodule(tap.name)
+    for name in tap_names(teacher, BN_TAPS):
+        bn = teacher.get_submodule(name)
         std = (bn.running_var.float() + losses.EPS).sqrt()
-        targets[tap.name] = (bn.running_mean.float(), std)
+        targets[name] = (bn.running_mean.float(), std)
     return targets
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from fxquant.datafree.recipe import Schedule
 from fxquant.quantizer import Quantizer
@@ -13,7 +12,7 @@ from fxquant.quantizer import Quantizer
 _FLOAT_LEVELS = 127
 
 
-def student_optimizer(student: GraphModule) -> torch.optim.Adam:
+def student_optimizer(student: nn.Module) -> torch.optim.Adam:
     """Adam with a group for each quantized layer, one for the scales, one for all the rest.
 
     `set_learning_rates` says how fast each learns, once the student is calibrated.
@@ -32,9 +31,7 @@ def student_optimizer(student: GraphModule) -> torch.optim.Adam:
     return torch.optim.Adam(groups)
 
 
-def set_learning_rates(
-    optimizer: torch.optim.Adam, student: GraphModule, schedule: Schedule
-) -> None:
+def set_learning_rates(optimizer: torch.optim.Adam, student: nn.Module, schedule: Schedule) -> None:
     """Give each group its `base_lr`: the schedule's rate times one step of the layer's grid.
 
     Adam moves a parameter by about its learning rate at each step, whatever its gradient, so a

@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from fxquant.graph.ops import kind, module_table
+from fxquant.graph.ops import kind, module_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,16 +22,16 @@ def fold_batchnorm(gm: GraphModule) -> int:
     value of the original graph that it now computes. Refusals are logged with their reason and
     left in `meta["not_folded"]` of the batch norm.
     """
-    modules, folded = module_table(gm), 0
-    calls = Counter(id(modules[n.target]) for n in gm.graph.nodes if n.op == "call_module")
-    for bn in [n for n in gm.graph.nodes if kind(n, modules) == "batchnorm"]:
-        reason = _refusal(bn, modules, calls)
+    folded = 0
+    calls = Counter(id(module_of(n)) for n in gm.graph.nodes if n.op == "call_module")
+    for bn in [n for n in gm.graph.nodes if kind(n) == "batchnorm"]:
+        reason = _refusal(bn, calls)
         if reason:
             bn.meta["not_folded"] = reason
             logger.info("batch norm %s is not folded: %s", bn.target, reason)
             continue
         layer = bn.args[0]
-        _fold(modules[layer.target], modules[bn.target])
+        _fold(module_of(layer), module_of(bn))
         layer.meta["twin"] = bn.name
         bn.replace_all_uses_with(layer)
         gm.graph.erase_node(bn)
@@ -40,17 +40,17 @@ def fold_batchnorm(gm: GraphModule) -> int:
     return folded
 
 
-def _refusal(bn: Node, modules: dict[str, nn.Module], calls: Counter) -> str | None:
+def _refusal(bn: Node, calls: Counter) -> str | None:
     layer = bn.args[0]
-    if not isinstance(layer, Node) or kind(layer, modules) not in ("conv", "linear"):
+    if not isinstance(layer, Node) or kind(layer) not in ("conv", "linear"):
         return "its input is not a convolution or linear layer"
     if layer.op != "call_module":
         return f"{layer.name} is a function, whose weight may be used elsewhere"
     if len(layer.users) > 1:
         return f"the output of {layer.target} is also used elsewhere"
-    if calls[id(modules[layer.target])] > 1 or calls[id(modules[bn.target])] > 1:
+    if calls[id(module_of(layer))] > 1 or calls[id(module_of(bn))] > 1:
         return f"{layer.target} or {bn.target} is called more than once"
-    if getattr(modules[bn.target], "running_mean", None) is None:
+    if getattr(module_of(bn), "running_mean", None) is None:
         return "it keeps no running statistics"
     return None
 

@@ -8,6 +8,7 @@ that only move numbers of one grid get none.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -21,8 +22,8 @@ from fxquant.graph.ops import (
     is_redundant_relu,
     kind,
     module_of,
-    module_table,
 )
+from fxquant.graph.regions import all_nodes, qualify, region_of
 from fxquant.quantizer import Quantizer
 from fxquant.spec import LayerBits, QConfig, QSpec
 
@@ -36,23 +37,22 @@ ACTIVATIONS = "activation_quantizers"
 class _Plan:
     """Which layers are quantized at which widths, decided before the graph is touched."""
 
-    modules: dict[str, nn.Module]
     layers: dict[Node, LayerBits]
     preprocessing: set[Node]
     config: QConfig
 
 
-def insert_quantizers(gm: GraphModule, config: QConfig) -> int:
+def insert_quantizers(gm: GraphModule, config: QConfig, ends: Collection[str] = ()) -> int:
     """Make weights and activations of `gm` fake-quantized; the number of quantizers inserted.
 
+    `ends` names the first and the last layer of the model, which `config` may treat apart.
     Every layer's node has the reason in `meta["float_reason"]` where it stays in floating point.
     The quantizers pass their input through until they are calibrated.
     """
-    modules = module_table(gm)
     done = set(quantized_layers(gm))
-    layers = [n for n in gm.graph.nodes if kind(n, modules) in WEIGHTED and n not in done]
-    chosen = _choose_layers(layers, modules, config)
-    plan = _Plan(modules, chosen, _before_layers(gm, set(layers)), config)
+    layers = [n for n in gm.graph.nodes if kind(n) in WEIGHTED and n not in done]
+    chosen = _choose_layers(layers, config, ends)
+    plan = _Plan(chosen, _before_layers(gm, set(layers)), config)
     activations = {node: _activation_bits(node, plan) for node in gm.graph.nodes}
     activations = {node: bits for node, bits in activations.items() if bits is not None}
     for node, bits in activations.items():
@@ -61,35 +61,46 @@ def insert_quantizers(gm: GraphModule, config: QConfig) -> int:
 
 
 def layer_name(node: Node) -> str:
-    """Qualified name of the layer that a convolution or linear node computes."""
-    return str(node.meta.get("layer", node.target if node.op == "call_module" else node.name))
+    """Name in the whole model of the layer that a convolution or linear node computes."""
+    name = node.meta.get("layer", node.target if node.op == "call_module" else node.name)
+    return qualify(region_of(node), str(name))
 
 
-def quantized_layers(gm: GraphModule) -> list[Node]:
+def first_and_last_layer(model: nn.Module) -> set[str]:
+    """Names of the first and the last layer of a traced model."""
+    names = [layer_name(node) for node in all_nodes(model) if kind(node) in WEIGHTED]
+    return {*names[:1], *names[-1:]}
+
+
+def quantized_layers(student: nn.Module) -> list[Node]:
     """Nodes of a student that compute a layer on a fake-quantized weight, in graph order."""
-    modules = module_table(gm)
     return [
         node
-        for node in gm.graph.nodes
+        for node in all_nodes(student)
         if node.op == "call_function"
-        and kind(node, modules) in WEIGHTED
+        and kind(node) in WEIGHTED
         and len(node.args) > 1
         and isinstance(node.args[1], Node)
-        and isinstance(module_of(node.args[1], modules), Quantizer)
+        and isinstance(module_of(node.args[1]), Quantizer)
     ]
 
 
+def is_activation_quantizer(node: Node) -> bool:
+    """Whether a node of a student fake-quantizes an activation."""
+    return node.op == "call_module" and str(node.target).startswith(f"{ACTIVATIONS}.")
+
+
 def _choose_layers(
-    layers: list[Node], modules: dict[str, nn.Module], config: QConfig
+    layers: list[Node], config: QConfig, ends: Collection[str]
 ) -> dict[Node, LayerBits]:
     chosen: dict[Node, LayerBits] = {}
     for node in layers:
-        reason = _refusal(node, modules)
-        ends = node in (layers[0], layers[-1])
-        bits = None if reason else config.layer_bits(layer_name(node), first_or_last=ends)
+        reason = _refusal(node)
+        name = layer_name(node)
+        bits = None if reason else config.layer_bits(name, first_or_last=name in ends)
         if bits is None:
             node.meta["float_reason"] = reason or "a layer rule keeps it float"
-            logger.info("layer %s stays float: %s", layer_name(node), node.meta["float_reason"])
+            logger.info("layer %s stays float: %s", name, node.meta["float_reason"])
         else:
             chosen[node] = bits
     return chosen
@@ -100,15 +111,17 @@ def _before_layers(gm: GraphModule, layers: set[Node]) -> set[Node]:
     early: set[Node] = set()
     for node in gm.graph.nodes:
         parents = [p for p in node.all_input_nodes if p.op != "get_attr"]
+        if node.op == "placeholder" and not node.meta.get("network_input"):
+            continue
         if node not in layers and all(parent in early for parent in parents):
             early.add(node)
     return early
 
 
-def _refusal(node: Node, modules: dict[str, nn.Module]) -> str | None:
+def _refusal(node: Node) -> str | None:
     if node.op != "call_module":
         return "its weight is an argument of a function call, not of a layer module"
-    module = modules[node.target]
+    module = module_of(node)
     if nn.utils.parametrize.is_parametrized(module):
         return "its weight is parametrized"
     return None
@@ -125,30 +138,30 @@ def _quantize_activation(gm: GraphModule, node: Node, bits: int) -> None:
 
 def _activation_bits(node: Node, plan: _Plan) -> int | None:
     """Width of the quantizer at this value; None where there is none."""
-    if kind(node, plan.modules) in ("move", "output", "get_attr") or "shape" not in node.meta:
+    if kind(node) in ("move", "output", "get_attr") or "shape" not in node.meta:
         return None
-    if is_redundant_relu(node, plan.modules) or _relu_follows(node, plan.modules):
+    if is_redundant_relu(node) or _relu_follows(node):
         return None
-    if isinstance(module_of(node, plan.modules), Quantizer):
+    if isinstance(module_of(node), Quantizer):
         return None
-    readers = [user for _, user in consumers(node, plan.modules)]
+    readers = [user for _, user in consumers(node)]
     wanted = [plan.layers[user].activation for user in readers if user in plan.layers]
     if node in plan.preprocessing:
         return plan.config.input_bits if wanted else None
     if wanted:
         return max(wanted)
-    fed_to_arithmetic = any(kind(user, plan.modules) in ARITHMETIC for user in readers)
+    fed_to_arithmetic = any(kind(user) in ARITHMETIC for user in readers)
     return plan.config.sum_bits if fed_to_arithmetic or _ends_convolution(node, plan) else None
 
 
-def _relu_follows(node: Node, modules: dict[str, nn.Module]) -> bool:
+def _relu_follows(node: Node) -> bool:
     """Whether all that reads the value is one ReLU, which integer kernels fuse."""
     users = list(node.users)
     return (
         len(users) == 1
-        and kind(users[0], modules) == "relu"
-        and not is_redundant_relu(users[0], modules)
-        and node.op != "placeholder"
+        and kind(users[0]) == "relu"
+        and not is_redundant_relu(users[0])
+        and kind(node) not in ("placeholder", "entry")
     )
 
 
@@ -157,8 +170,8 @@ def _ends_convolution(node: Node, plan: _Plan) -> bool:
 
     Such a kernel writes integers, also where only the output or an unknown op reads them.
     """
-    source = node.all_input_nodes[0] if kind(node, plan.modules) == "relu" else node
-    return source in plan.layers and kind(source, plan.modules) == "conv"
+    source = node.all_input_nodes[0] if kind(node) == "relu" else node
+    return source in plan.layers and kind(source) == "conv"
 
 
 def _twin(node: Node) -> str:
@@ -167,7 +180,7 @@ def _twin(node: Node) -> str:
 
 def _quantize_weight(gm: GraphModule, node: Node, plan: _Plan) -> int:
     """Replace the layer's module call by a function call on its fake-quantized weight."""
-    module, name = module_of(node, plan.modules), str(node.target)
+    module, name = module_of(node), str(node.target)
     new = not isinstance(getattr(module, "weight_quantizer", None), Quantizer)
     if new:
         spec = QSpec(plan.layers[node].weight, signed=True, channel_axis=0)

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.ops import kind, module_table, tensor_inputs
+from fxquant.graph.ops import kind, module_of, tensor_inputs
+from fxquant.graph.regions import all_nodes, qualify, regions, value_name
 
 BN_TAPS = "bn_taps"
 FEATURE_TAPS = "feature_taps"
@@ -16,11 +17,11 @@ OUTPUT = "output"
 
 
 class Tap(nn.Module):
-    """Returns its input, and records it under `name` while inside `record`."""
+    """Returns its input, and records it under `name` while inside `record` of its group."""
 
-    def __init__(self, name: str):
+    def __init__(self, group: str, name: str):
         super().__init__()
-        self.name = name
+        self.group, self.name = group, name
         self._sink: dict[str, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,14 +51,13 @@ def record(model: nn.Module, group: str) -> Iterator[dict[str, Tensor]]:
 
 
 def _taps(model: nn.Module, group: str) -> list[Tap]:
-    holder = getattr(model, group, None)
-    return [] if holder is None else [m for m in holder.modules() if isinstance(m, Tap)]
+    return [m for m in model.modules() if isinstance(m, Tap) and m.group == group]
 
 
-def tap_names(gm: GraphModule, group: str) -> list[str]:
-    """Names of a group's taps in graph order, which is that of `record`'s dict."""
-    nodes = [node for node in gm.graph.nodes if _is_tap(node, group)]
-    return list(dict.fromkeys(gm.get_submodule(node.target).name for node in nodes))
+def tap_names(model: nn.Module, group: str) -> list[str]:
+    """Names of a group's taps, region after region in graph order."""
+    nodes = [node for node in all_nodes(model) if is_tap(node, group)]
+    return list(dict.fromkeys(module_of(node).name for node in nodes))
 
 
 def count_taps(model: nn.Module, group: str) -> int:
@@ -67,26 +67,27 @@ def count_taps(model: nn.Module, group: str) -> int:
 
 def insert_bn_taps(gm: GraphModule) -> int:
     """Tap the input of every batch norm with running statistics, under the module's name."""
-    modules, count = module_table(gm), 0
-    for node in [n for n in gm.graph.nodes if kind(n, modules) == "batchnorm"]:
+    count = 0
+    for node in [n for n in gm.graph.nodes if kind(n) == "batchnorm"]:
         source = node.args[0]
-        if getattr(modules[node.target], "running_mean", None) is None or _is_tap(source, BN_TAPS):
+        if getattr(module_of(node), "running_mean", None) is None or is_tap(source, BN_TAPS):
             continue
-        tap = _insert(gm, BN_TAPS, str(node.target), source, f"bn{count}")
+        name = qualify(gm, str(node.target))
+        tap = _insert(gm, BN_TAPS, name, source, f"bn{count}")
         node.replace_input_with(source, tap)
         count += 1
     return count
 
 
 def insert_feature_taps(gm: GraphModule, names: list[str]) -> int:
-    """Tap the values of the traced graph with these node names, and the output."""
+    """Tap those of the named values of the traced model that this region computes."""
     count = 0
     # A value's own quantizer comes after it: the last node with its name is what others read.
-    by_name = {node.meta.get("twin", node.name): node for node in gm.graph.nodes}
-    for name in names:
+    by_name = {value_name(node): node for node in gm.graph.nodes}
+    for name in [name for name in names if name in by_name]:
         node = by_name[name]
         users = list(node.users)
-        if any(_is_tap(user, FEATURE_TAPS) for user in users):
+        if any(is_tap(user, FEATURE_TAPS) for user in users):
             continue
         tap = _insert(gm, FEATURE_TAPS, name, node, f"feature{count}")
         for user in users:
@@ -95,57 +96,64 @@ def insert_feature_taps(gm: GraphModule, names: list[str]) -> int:
     return count
 
 
-def _is_tap(node: Node, group: str) -> bool:
+def is_tap(node: Node, group: str) -> bool:
+    """Whether a node is a tap of this group."""
     return node.op == "call_module" and str(node.target).startswith(f"{group}.")
 
 
 def _insert(gm: GraphModule, group: str, name: str, source: Node, key: str) -> Node:
     target = f"{group}.{key}"
-    gm.add_submodule(target, Tap(name))
+    gm.add_submodule(target, Tap(group, name))
     with gm.graph.inserting_after(source):
         node = gm.graph.call_module(target, (source,))
     node.meta.update(shape=source.meta.get("shape"), tapped=name)
     return node
 
 
-def choose_features(gm: GraphModule) -> list[str]:
-    """Names of the values to compare: of each residual block's output, and the graph's output.
+def choose_features(model: nn.Module) -> list[str]:
+    """Names of the values to compare: of each residual block's output, and each region's output.
 
-    Where the network has no residual blocks, the last value before each change of resolution.
-    `gm` is a traced graph with recorded shapes, before any other pass.
+    Where a region has no residual blocks, the last value before each change of resolution.
+    `model` is a traced model with recorded shapes, before any other pass.
     """
-    modules = module_table(gm)
-    chosen = [_after_activation(n, modules) for n in gm.graph.nodes if _is_residual(n, modules)]
-    chosen = chosen or _before_resolution_changes(gm, modules)
+    return [name for region in regions(model) for name in _features_of(region)]
+
+
+def _features_of(gm: GraphModule) -> list[str]:
+    chosen = [_after_activation(n) for n in gm.graph.nodes if _is_residual(n)]
+    chosen = chosen or _before_resolution_changes(gm)
     chosen += tensor_inputs(next(n for n in gm.graph.nodes if n.op == "output"))
-    return list(dict.fromkeys(n.name for n in chosen if n.op != "placeholder"))
+    return list(
+        dict.fromkeys(
+            qualify(gm, n.name) for n in chosen if kind(n) not in ("placeholder", "entry")
+        )
+    )
 
 
-def _is_residual(node: Node, modules: dict[str, nn.Module]) -> bool:
-    if kind(node, modules) != "add" or len(tensor_inputs(node)) < 2:
+def _is_residual(node: Node) -> bool:
+    if kind(node) != "add" or len(tensor_inputs(node)) < 2:
         return False
     shapes = [parent.meta.get("shape") for parent in tensor_inputs(node)]
     return all(shape is not None and shape == shapes[0] and len(shape) > 2 for shape in shapes)
 
 
-def _after_activation(node: Node, modules: dict[str, nn.Module]) -> Node:
+def _after_activation(node: Node) -> Node:
     users = list(node.users)
-    follows = len(users) == 1 and kind(users[0], modules) in ("relu", "activation")
+    follows = len(users) == 1 and kind(users[0]) in ("relu", "activation")
     return users[0] if follows else node
 
 
-def _before_resolution_changes(gm: GraphModule, modules: dict[str, nn.Module]) -> list[Node]:
+def _before_resolution_changes(gm: GraphModule) -> list[Node]:
     """Values that a convolution or pooling reads and gives back at another resolution."""
-    rank = len(next(n for n in gm.graph.nodes if n.op == "placeholder").meta["shape"])
     found = []
     for node in gm.graph.nodes:
-        if kind(node, modules) not in ("conv", "average", "move"):
+        if kind(node) not in ("conv", "average", "move"):
             continue
         after = node.meta.get("shape", ())
         for parent in tensor_inputs(node):
             before = parent.meta["shape"]
-            same_rank = len(before) == len(after) == rank
-            computed = parent.op not in ("placeholder", "get_attr")
+            same_rank = len(before) == len(after) > 2
+            computed = kind(parent) not in ("placeholder", "entry", "get_attr")
             if computed and same_rank and before[2:] != after[2:]:
                 found.append(parent)
     return found

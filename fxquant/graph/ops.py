@@ -10,7 +10,7 @@ import operator
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 _MODULES: dict[type[nn.Module], str] = {
@@ -173,14 +173,17 @@ WEIGHTED = frozenset({"conv", "linear"})
 ARITHMETIC = frozenset({"add", "mul", "concat", "average", "activation"})
 
 
-def kind(node: Node, modules: dict[str, nn.Module]) -> str:
+def kind(node: Node) -> str:
     """One of conv, linear, batchnorm, relu, activation, add, mul, concat, average, move, other.
 
     Also placeholder, get_attr and output. `move` is any op that only moves numbers that are
-    already on a grid; `modules` is `dict(graph_module.named_modules())`.
+    already on a grid; `entry` takes a tensor out of a list, tuple or dict that came from outside
+    the graph or from an op that the graph can't look into.
     """
+    if node.meta.get("entry"):
+        return "entry"
     if node.op == "call_module":
-        return _module_kind(modules[node.target])
+        return _module_kind(module_of(node))
     if node.op == "call_function":
         return _function_kind(node)
     if node.op == "call_method":
@@ -212,25 +215,27 @@ def _pads_with_zero(node: Node) -> bool:
     return mode == "constant" and value in (None, 0, 0.0)
 
 
-def module_of(node: Node, modules: dict[str, nn.Module]) -> nn.Module | None:
+def module_of(node: Node) -> nn.Module | None:
     """The module that a call_module node calls, else None."""
-    return modules[node.target] if node.op == "call_module" else None
+    if node.op != "call_module":
+        return None
+    return node.graph.owning_module.get_submodule(node.target)
 
 
-def is_non_negative(node: Node, modules: dict[str, nn.Module]) -> bool:
+def is_non_negative(node: Node) -> bool:
     """Whether the value can be shown to hold no negative number."""
-    name = kind(node, modules)
+    name = kind(node)
     if name == "relu":
         return True
     if name == "activation":
         if node.op == "call_module":
-            return isinstance(modules[node.target], _BOUNDED_BELOW_BY_ZERO)
+            return isinstance(module_of(node), _BOUNDED_BELOW_BY_ZERO)
         return node.target in _BOUNDED_FUNCTIONS
     if name in ("move", "average", "add", "mul", "concat"):
         if name in ("add", "mul") and _has_negative_number(node):
             return False
         sources = tensor_inputs(node)
-        return bool(sources) and all(is_non_negative(source, modules) for source in sources)
+        return bool(sources) and all(is_non_negative(source) for source in sources)
     return False
 
 
@@ -245,34 +250,27 @@ def tensor_inputs(node: Node) -> list[Node]:
     return [parent for parent in node.all_input_nodes if "shape" in parent.meta]
 
 
-def sources(node: Node, modules: dict[str, nn.Module]) -> list[Node]:
+def sources(node: Node) -> list[Node]:
     """Where the numbers of `node` come from once ops that only move them are looked through."""
-    if kind(node, modules) != "move":
+    if kind(node) != "move":
         return [node]
-    return [origin for parent in tensor_inputs(node) for origin in sources(parent, modules)]
+    return [origin for parent in tensor_inputs(node) for origin in sources(parent)]
 
 
-def consumers(node: Node, modules: dict[str, nn.Module]) -> list[tuple[Node, Node]]:
+def consumers(node: Node) -> list[tuple[Node, Node]]:
     """Pairs (value, user) of every op that reads the numbers of `node`, moves looked through.
 
     `value` is `node` itself or the moved form of it that `user` reads.
     """
     found: list[tuple[Node, Node]] = []
     for user in node.users:
-        if kind(user, modules) == "move" or is_redundant_relu(user, modules):
-            found += consumers(user, modules)
+        if kind(user) == "move" or is_redundant_relu(user):
+            found += consumers(user)
         else:
             found.append((node, user))
     return found
 
 
-def is_redundant_relu(node: Node, modules: dict[str, nn.Module]) -> bool:
+def is_redundant_relu(node: Node) -> bool:
     """A ReLU of a value that holds no negative number."""
-    return kind(node, modules) == "relu" and all(
-        is_non_negative(parent, modules) for parent in tensor_inputs(node)
-    )
-
-
-def module_table(gm: GraphModule) -> dict[str, nn.Module]:
-    """Modules by qualified name, a module called twice under each of its names."""
-    return dict(gm.named_modules(remove_duplicate=False))
+    return kind(node) == "relu" and all(is_non_negative(parent) for parent in tensor_inputs(node))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
-from torch.fx import GraphModule
 
 from fxquant.errors import SettingError
+from fxquant.graph.detectors import DetectorNetwork, is_detector
 from fxquant.graph.fold_batchnorm import fold_batchnorm
-from fxquant.graph.insert_quantizers import insert_quantizers
+from fxquant.graph.insert_quantizers import first_and_last_layer, insert_quantizers
 from fxquant.graph.insert_taps import choose_features, insert_bn_taps, insert_feature_taps
 from fxquant.graph.passes import run_passes
 from fxquant.graph.trace import trace
@@ -27,8 +27,8 @@ class Prepared:
     calibrated yet, and the same feature taps. `rewrites` counts what each pass changed.
     """
 
-    teacher: GraphModule
-    student: GraphModule
+    teacher: nn.Module
+    student: nn.Module
     config: QConfig
     input_shape: tuple[int, ...]
     features: tuple[str, ...]
@@ -41,16 +41,17 @@ def prepare(model: nn.Module, config: QConfig, input_shape: tuple[int, ...]) -> 
     `input_shape` is (channels, height, width). Raises TraceError where the model can't be
     traced, SettingError where there is nothing to quantize.
     """
+    model = DetectorNetwork(model) if is_detector(model) else model
     teacher = trace(model, input_shape)
     student = copy.deepcopy(teacher)
-    features = choose_features(teacher)
+    features, ends = choose_features(teacher), first_and_last_layer(teacher)
     tap_features = ("insert_feature_taps", partial(insert_feature_taps, names=features))
     run_passes(teacher, [("insert_bn_taps", insert_bn_taps), tap_features])
     rewrites = run_passes(
         student,
         [
             ("fold_batchnorm", fold_batchnorm),
-            ("insert_quantizers", partial(insert_quantizers, config=config)),
+            ("insert_quantizers", partial(insert_quantizers, config=config, ends=ends)),
             tap_features,
         ],
     )

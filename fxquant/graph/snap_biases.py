@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from fxquant.errors import ExportError
 from fxquant.graph.insert_quantizers import layer_name, quantized_layers
 from fxquant.graph.insert_taps import Tap
-from fxquant.graph.ops import kind, module_of, module_table
+from fxquant.graph.ops import kind, module_of
+from fxquant.graph.regions import region_of
 from fxquant.quantizer import Quantizer
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ LARGEST_BIAS = 2**30
 
 
 @torch.no_grad()
-def snap_biases(student: GraphModule) -> int:
+def snap_biases(student: nn.Module) -> int:
     """Round each quantized layer's bias to a multiple of (input scale x weight scale), in place.
 
     An integer kernel adds the bias as int32 on that grid; afterwards the student adds the same
@@ -35,8 +35,7 @@ def snap_biases(student: GraphModule) -> int:
     the reason logged. Call it after training; a second call changes nothing. Returns the number
     of biases that changed. Raises ExportError where a bias or scale is not a finite number.
     """
-    modules = module_table(student)
-    layers = [_Layer.of(student, node, modules) for node in _with_bias_of_their_own(student)]
+    layers = [_Layer.of(node) for node in _with_bias_of_their_own(student)]
     layers = [layer for layer in layers if layer is not None]
     for layer in layers:
         layer.check_finite()
@@ -54,14 +53,12 @@ class _Layer:
     source: Quantizer
 
     @classmethod
-    def of(
-        cls, student: GraphModule, node: Node, modules: Mapping[str, nn.Module]
-    ) -> _Layer | None:
-        name, source = layer_name(node), input_quantizer(node, modules)
+    def of(cls, node: Node) -> _Layer | None:
+        name, source = layer_name(node), input_quantizer(node)
         if source is None:
             logger.info("bias of %s is not snapped: its input is not quantized", name)
             return None
-        return cls(name, bias_of(student, node), modules[node.args[1].target], source)
+        return cls(name, bias_of(node), module_of(node.args[1]), source)
 
     def check_finite(self) -> None:
         values = {
@@ -98,31 +95,31 @@ class _Layer:
         return int(not torch.equal(before, self.bias))
 
 
-def _with_bias_of_their_own(student: GraphModule) -> list[Node]:
+def _with_bias_of_their_own(student: nn.Module) -> list[Node]:
     """Quantized layers with a bias, which no two of them share from here on."""
     seen: set[int] = set()
-    layers = [node for node in quantized_layers(student) if bias_of(student, node) is not None]
+    layers = [node for node in quantized_layers(student) if bias_of(node) is not None]
     for node in layers:
-        if id(bias_of(student, node)) in seen:
-            _copy_bias(student, node)
-        seen.add(id(bias_of(student, node)))
-    student.recompile()
+        if id(bias_of(node)) in seen:
+            _copy_bias(node)
+        seen.add(id(bias_of(node)))
     return layers
 
 
-def _copy_bias(student: GraphModule, node: Node) -> None:
-    shared: Node = node.args[2]
+def _copy_bias(node: Node) -> None:
+    region, shared = region_of(node), node.args[2]
     path, _, attribute = str(shared.target).rpartition(".")
-    owner, number = student.get_submodule(path), 1
+    owner, number = region.get_submodule(path), 1
     while hasattr(owner, f"{attribute}_{number}"):
         number += 1
     bias = getattr(owner, attribute)
     copied = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
     owner.register_parameter(f"{attribute}_{number}", copied)
-    with student.graph.inserting_before(node):
-        node.update_arg(2, student.graph.get_attr(f"{shared.target}_{number}"))
+    with region.graph.inserting_before(node):
+        node.update_arg(2, region.graph.get_attr(f"{shared.target}_{number}"))
     if not shared.users:
-        student.graph.erase_node(shared)
+        region.graph.erase_node(shared)
+    region.recompile()
 
 
 def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
@@ -134,33 +131,33 @@ def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
     return torch.where(bias == 0, 0.0, q).clamp(-LARGEST_BIAS, LARGEST_BIAS).int()
 
 
-def bias_of(student: GraphModule, layer: Node) -> Tensor | None:
+def bias_of(layer: Node) -> Tensor | None:
     """The bias parameter of a quantized layer's node, shape (channels,), or None."""
     argument = layer.args[2] if len(layer.args) > 2 else None
     if not isinstance(argument, Node) or argument.op != "get_attr":
         return None
     owner, _, attribute = str(argument.target).rpartition(".")
-    return getattr(student.get_submodule(owner), attribute)
+    return getattr(region_of(layer).get_submodule(owner), attribute)
 
 
-def input_quantizer(layer: Node, modules: Mapping[str, nn.Module]) -> Quantizer | None:
+def input_quantizer(layer: Node) -> Quantizer | None:
     """The quantizer on whose grid the layer's input is; None where there is none.
 
     Ops that only move numbers of one grid, ReLUs and taps are looked through.
     """
     node = layer.args[0]
     while isinstance(node, Node):
-        module = module_of(node, modules)
+        module = module_of(node)
         if isinstance(module, Quantizer):
             return module
-        if not _keeps_the_grid(node, module, modules) or not node.args:
+        if not _keeps_the_grid(node, module) or not node.args:
             return None
         node = node.args[0]
     return None
 
 
-def _keeps_the_grid(node: Node, module: nn.Module | None, modules: Mapping[str, nn.Module]) -> bool:
-    if isinstance(module, Tap) or kind(node, modules) in ("move", "relu"):
+def _keeps_the_grid(node: Node, module: nn.Module | None) -> bool:
+    if isinstance(module, Tap) or kind(node) in ("move", "relu"):
         return True
     mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
     return node.target is F.pad and mode != "constant"

@@ -67,6 +67,8 @@ def record_shapes(gm: GraphModule, example: Tensor) -> None:
             value = super().run_node(n)
             if isinstance(value, Tensor):
                 n.meta["shape"] = value.shape
+            if n.op == "placeholder":
+                n.meta["network_input"] = True
             return value
 
     with torch.no_grad():

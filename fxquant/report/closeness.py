@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch import Tensor, nn
+from torch.fx import Interpreter, Node
 
 from fxquant.datafree.objective import flatten
+from fxquant.graph.regions import interpreted, value_name
 
 MOST_DB = 200.0
 
@@ -36,7 +37,7 @@ def sqnr_db(signal: float, noise: float) -> float:
 
 @torch.no_grad()
 def measure_closeness(
-    teacher: GraphModule, student: GraphModule, images: Tensor, *, batch: int = 32
+    teacher: nn.Module, student: nn.Module, images: Tensor, *, batch: int = 32
 ) -> Closeness:
     """Compare every value that both graphs compute on `images`, (n, channels, height, width)."""
     energies: dict[str, list[float]] = {}
@@ -57,7 +58,7 @@ def measure_closeness(
     return Closeness(ratios, ratios.pop("output"), agreement)
 
 
-def _values(gm: GraphModule, images: Tensor):
+def _values(model: nn.Module, images: Tensor):
     """Tensors by the name of the value in the traced graph, and the output.
 
     Where a value and its quantized form share a name, the later, quantized one counts.
@@ -68,10 +69,11 @@ def _values(gm: GraphModule, images: Tensor):
         def run_node(self, n: Node):
             value = super().run_node(n)
             if isinstance(value, Tensor) and n.op not in ("get_attr", "output"):
-                values[n.meta.get("twin", n.name)] = value
+                values[value_name(n)] = value
             return value
 
-    output = Recorder(gm).run(images)
+    with interpreted(model, Recorder):
+        output = model(images)
     return values, output
 
 

@@ -9,12 +9,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.fx import GraphModule, Node
+from torch import nn
+from torch.fx import Node
 
 from fxquant import __version__
-from fxquant.graph.insert_quantizers import ACTIVATIONS, layer_name, quantized_layers
-from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, count_taps
-from fxquant.graph.ops import WEIGHTED, kind, module_of, module_table
+from fxquant.graph.insert_quantizers import (
+    is_activation_quantizer,
+    layer_name,
+    quantized_layers,
+)
+from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, count_taps, tap_names
+from fxquant.graph.ops import WEIGHTED, kind, module_of
+from fxquant.graph.regions import all_nodes, qualify, region_of, value_name
 from fxquant.pipeline import Result
 from fxquant.quantizer import Quantizer
 from fxquant.report.closeness import measure_closeness
@@ -34,7 +40,6 @@ def build_report(result: Result) -> dict[str, Any]:
     Whoever exports, evaluates or loaded the model adds `model.name`, `parity`, `accuracy` and
     the like to it.
     """
-    modules = module_table(result.student)
     closeness = measure_closeness(result.teacher, result.student, result.images)
     layers = _layers(result, closeness.layer_sqnr)
     # A layer that is called twice is stored once.
@@ -54,7 +59,7 @@ def build_report(result: Result) -> dict[str, Any]:
             "device": settings.device,
         },
         "machine": describe_machine(),
-        "summary": _summary(layers, result, modules),
+        "summary": _summary(layers, result),
         "size": {
             "float_bytes": sum(layer["parameters"] for layer in once) * FLOAT_BITS // 8,
             "weights_bytes": sum(
@@ -66,10 +71,10 @@ def build_report(result: Result) -> dict[str, Any]:
             "quantized": sum(layer["bitops"] for layer in layers),
         },
         "layers": layers,
-        "float": _float_parts(result.student, layers, modules),
+        "float": _float_parts(result.student, layers),
         "taps": {
             "batchnorm": count_taps(result.teacher, BN_TAPS),
-            "features": [tap.name for tap in getattr(result.teacher, FEATURE_TAPS).children()],
+            "features": tap_names(result.teacher, FEATURE_TAPS),
         },
         "quality": {
             "images": len(result.images),
@@ -85,36 +90,33 @@ def build_report(result: Result) -> dict[str, Any]:
 
 def _layers(result: Result, sqnr: dict[str, float]) -> list[dict[str, Any]]:
     """One row for each convolution and linear call, in graph order."""
-    modules = module_table(result.student)
     quantized = set(quantized_layers(result.student))
     h = result.importance
     importance = dict(zip(h.layers, h.trace, strict=True)) if h else {}
     rows = []
-    for node in result.student.graph.nodes:
-        if kind(node, modules) in WEIGHTED:
-            row = _layer(node, modules, result.student, node in quantized)
+    for node in all_nodes(result.student):
+        if kind(node) in WEIGHTED:
+            row = _layer(node, node in quantized)
             row["importance"] = importance.get(row["name"])
-            row["sqnr_db"] = sqnr.get(node.meta.get("twin", node.name))
+            row["sqnr_db"] = sqnr.get(value_name(node))
             rows.append(row)
     return rows
 
 
-def _layer(
-    node: Node, modules: dict[str, Any], student: GraphModule, quantized: bool
-) -> dict[str, Any]:
+def _layer(node: Node, quantized: bool) -> dict[str, Any]:
     weight_bits = act_bits = None
     if quantized:
-        weight_bits = module_of(node.args[1], modules).spec.bits
-        act_bits = _input_bits(node, modules)
-    layer = (
-        student.get_submodule(layer_name(node)) if node.op != "call_function" or quantized else None
-    )
+        weight_bits = module_of(node.args[1]).spec.bits
+        act_bits = _input_bits(node)
+    layer = module_of(node)
+    if quantized:
+        layer = region_of(node).get_submodule(node.meta["layer"])
     weight = getattr(layer, "weight", None)
     bias = getattr(layer, "bias", None)
     macs = 0 if weight is None else _macs(node, weight.shape)
     return {
         "name": layer_name(node),
-        "kind": kind(node, modules),
+        "kind": kind(node),
         "weight_shape": [] if weight is None else list(weight.shape),
         "parameters": sum(p.numel() for p in (weight, bias) if p is not None),
         "macs": macs,
@@ -133,61 +135,57 @@ def _macs(node: Node, weight_shape: torch.Size) -> int:
     return math.prod(shape[1:]) * math.prod(weight_shape[1:])
 
 
-def _input_bits(node: Node, modules: dict[str, Any]) -> int | None:
+def _input_bits(node: Node) -> int | None:
     """Width of the values that enter the layer, looked for back along the graph."""
     source = node.args[0]
     while isinstance(source, Node):
-        module = module_of(source, modules)
+        module = module_of(source)
         if isinstance(module, Quantizer):
             return module.spec.bits
         source = source.args[0] if source.args else None
     return None
 
 
-def _summary(layers: list[dict], result: Result, modules: dict[str, Any]) -> dict[str, Any]:
+def _summary(layers: list[dict], result: Result) -> dict[str, Any]:
     quantized = [layer for layer in layers if layer["weight_bits"]]
     macs = sum(layer["macs"] for layer in layers)
     return {
         "layers_quantized": len(quantized),
         "layers_float": len(layers) - len(quantized),
-        "activations_quantized": sum(
-            isinstance(module, Quantizer) and name.startswith(f"{ACTIVATIONS}.")
-            for name, module in modules.items()
-        ),
+        "activations_quantized": sum(is_activation_quantizer(n) for n in all_nodes(result.student)),
         "macs_quantized": sum(layer["macs"] for layer in quantized) / macs if macs else 0.0,
         "batchnorms_folded": result.prepared.rewrites["fold_batchnorm"],
     }
 
 
-def _float_parts(
-    student: GraphModule, layers: list[dict], modules: dict[str, Any]
-) -> list[dict[str, str]]:
+def _float_parts(student: nn.Module, layers: list[dict]) -> list[dict[str, str]]:
     """What computes in floating point, with the reason in a person's words."""
     parts = [
         {"name": layer["name"], "what": layer["kind"], "reason": layer["float_reason"]}
         for layer in layers
         if layer["float_reason"]
     ]
-    for node in student.graph.nodes:
+    for node in all_nodes(student):
         name = str(node.target) if node.op == "call_module" else node.name
-        if kind(node, modules) == "batchnorm":
+        name = qualify(region_of(node), name)
+        if kind(node) == "batchnorm":
             reason = node.meta.get("not_folded", "it was not folded")
             parts.append({"name": name, "what": "batch norm", "reason": reason})
-        elif kind(node, modules) in _FLOAT_KINDS and _computes(node, modules):
-            reason = _FLOAT_KINDS[kind(node, modules)]
-            parts.append({"name": name, "what": _operation(node, modules), "reason": reason})
+        elif kind(node) in _FLOAT_KINDS and _computes(node):
+            reason = _FLOAT_KINDS[kind(node)]
+            parts.append({"name": name, "what": _operation(node), "reason": reason})
     return parts
 
 
-def _computes(node: Node, modules: dict[str, Any]) -> bool:
-    module = module_of(node, modules)
+def _computes(node: Node) -> bool:
+    module = module_of(node)
     ours = type(module).__module__.startswith("fxquant.")
     clips = isinstance(module, torch.nn.Hardtanh) or node.target in (F.relu6, F.hardtanh)
     return "shape" in node.meta and not ours and not clips
 
 
-def _operation(node: Node, modules: dict[str, Any]) -> str:
-    module = module_of(node, modules)
+def _operation(node: Node) -> str:
+    module = module_of(node)
     if module is not None:
         return type(module).__name__
     return str(getattr(node.target, "__name__", node.target))
