@@ -58,7 +58,11 @@ def main() -> int:
     args = parse_args()
     (args.output / "logs").mkdir(parents=True, exist_ok=True)
     file = args.output / "results.jsonl"
-    done = {json.loads(line)["name"] for line in file.read_text().splitlines()} if file.exists() else ()
+    done = (
+        {json.loads(line)["name"] for line in file.read_text().splitlines()}
+        if file.exists()
+        else ()
+    )
     chosen = [name for name in networks.names() if any(fnmatchcase(name, p) for p in args.only)]
     waiting = [name for name in chosen if name not in done][: args.limit]
     context = multiprocessing.get_context("forkserver")
@@ -89,6 +93,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--seconds", type=int, default=600, help="for one network")
     parser.add_argument("--memory", type=int, default=10, help="for one network, in GB")
+    parser.add_argument("--until", default="parity", help="the last step, such as 'count'")
     parser.add_argument("--table", type=Path, help="Markdown file to write all results to")
     args = parser.parse_args()
     args.only = args.only or ["*"]
@@ -100,7 +105,9 @@ def start(context, name: str, args: argparse.Namespace) -> Job:
 
     receiver, sender = context.Pipe(duplex=False)
     log = args.output / "logs" / f"{name.replace(':', '-')}.txt"
-    process = context.Process(target=measure.run, args=(name, log, args.memory << 30, sender))
+    process = context.Process(
+        target=measure.run, args=(name, log, args.memory << 30, args.until, sender)
+    )
     process.start()
     sender.close()
     return Job(name, process, receiver, time.monotonic() + args.seconds, {"name": name})

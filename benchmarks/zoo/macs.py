@@ -61,12 +61,15 @@ class MacCounter(TorchDispatchMode):
         def enter(*_) -> None:
             self._stack.append(name)
 
-        def leave(_module, _args, output) -> None:
+        def leave(_module, _args, output) -> Tensor | None:
             self._stack.pop()
-            if isinstance(module, Quantizer) and module.spec.channel_axis is not None:
-                # held, so that its memory can't become another tensor's
-                pointer = output.untyped_storage().data_ptr()
-                self._grids[pointer] = (name.rpartition(".")[0], output)
+            if not isinstance(module, Quantizer) or module.spec.channel_axis is None:
+                return None
+            # A tensor of its own also where nothing is rounded yet, and held, so that its memory
+            # can't become another tensor's.
+            output = output.clone()
+            self._grids[output.untyped_storage().data_ptr()] = name.rpartition(".")[0], output
+            return output
 
         yield module.register_forward_pre_hook(enter)
         yield module.register_forward_hook(leave)

@@ -9,7 +9,6 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,8 +19,6 @@ import torch
 import torchvision  # noqa: F401
 from pytorchcv import model_provider  # noqa: F401
 from torch import Tensor, nn
-from zoo import networks, randomize
-from zoo.macs import MATMUL, MacCounter, share_quantized
 
 from fxquant.calibration import calibrate
 from fxquant.errors import FxQuantError
@@ -32,15 +29,18 @@ from fxquant.graph.prepare import Prepared, prepare
 from fxquant.ranges import min_max, search
 from fxquant.report.closeness import sqnr_db
 from fxquant.spec import QConfig, QSpec
+from zoo import networks, randomize
+from zoo.macs import MATMUL, MacCounter, share_quantized
 
 SETTLING, CALIBRATION, HELD_BACK, PARITY = 12, 8, 4, 4  # images for each
 MOST_NAMED = 5
 
 
-def run(name: str, log: Path, memory: int, results: Connection) -> None:
+def run(name: str, log: Path, memory: int, last: str, results: Connection) -> None:
     """Measure one network; sends what is known so far after each step, and at last `None`.
 
-    `memory` is the most bytes that this process may take. What is printed goes to `log`.
+    `memory` is the most bytes that this process may take, `last` the step to stop after. What is
+    printed goes to `log`.
     """
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
@@ -48,14 +48,14 @@ def run(name: str, log: Path, memory: int, results: Connection) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(zlib.crc32(name.encode()))
     result: dict = {"name": name}
-    for step, seconds in _steps(name, result):
+    for step, seconds in _steps(name, result, last):
         result.setdefault("seconds", {})[step] = round(seconds, 2)
         result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         results.send(result)
     results.send(None)
 
 
-def _steps(name: str, result: dict) -> Iterator[tuple[str, float]]:
+def _steps(name: str, result: dict, last: str) -> Iterator[tuple[str, float]]:
     """Do one step after another; yields each with the seconds of processor time that it took.
 
     Stops where the others would have nothing to work on; reasons are in `failures` by step.
@@ -65,8 +65,8 @@ def _steps(name: str, result: dict) -> Iterator[tuple[str, float]]:
         (measured.build, True),
         (measured.prepare, True),
         (measured.pass_through, False),
-        (measured.calibrate, True),
         (measured.count, False),
+        (measured.calibrate, True),
         (measured.compare, False),
         (measured.export, True),
         (measured.parity, False),
@@ -81,7 +81,7 @@ def _steps(name: str, result: dict) -> Iterator[tuple[str, float]]:
             failed = True
             result.setdefault("failures", {})[step.__name__] = _reason(error)
         yield step.__name__, time.process_time() - start
-        if failed and needed:
+        if (failed and needed) or step.__name__ == last:
             return
 
 
@@ -147,10 +147,6 @@ class _Measured:
         noisy = outputs(self.prepared.teacher, x + 0.01 * torch.randn_like(x))
         self.result["input_noise_db"] = sqnr(truth, noisy)
 
-    def calibrate(self) -> None:
-        self.network.module.to("meta")  # its memory is needed
-        calibrate(self.prepared.student, self.images(CALIBRATION, 1), estimator=_range)
-
     def count(self) -> None:
         student = self.prepared.student
         counter = MacCounter(student)
@@ -164,6 +160,10 @@ class _Measured:
             "float_layers": {name: missing[name] for name in worst},
             "student_macs": done - counter.float[MATMUL],
         }
+
+    def calibrate(self) -> None:
+        self.network.module.to("meta")  # its memory is needed
+        calibrate(self.prepared.student, self.images(CALIBRATION, 1), estimator=_range)
 
     def compare(self) -> None:
         x = self.images(HELD_BACK, 2)

@@ -22,19 +22,75 @@ SIDES = (96, 128, 192, 224, 256, 299, 320, 331)
 DETECTOR_SIDES = (128, 320)
 PROPOSALS = 50  # a thousand, on random weights, would be most of a two-stage detector's work
 
-TIMM = """
-    resnet26t ecaresnet26t resnetv2_18 resnetv2_50x1_bit res2net50_14w_8s resnest14d skresnet18
-    legacy_seresnet18 wide_resnet50_2 densenet121 dla34 dpn48b ese_vovnet19b_slim hrnet_w18_small
-    regnetx_002 regnety_002 regnetz_b16 efficientnet_b0 tf_efficientnetv2_b0 mixnet_s tinynet_e
-    mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small mnasnet_small lcnet_050 fbnetv3_b
-    hardcorenas_a ghostnet_050 repghostnet_050 rexnet_100 gernet_s repvgg_a0 mobileone_s0
-    cspresnet50 cs3darknet_focus_s darknet53 selecsls42 tresnet_m xception41 hgnetv2_b0 repvit_m0_9
-    fasternet_t0 starnet_s1 nf_resnet50 eca_nfnet_l0 dm_nfnet_f0 convnext_atto convnextv2_atto
-    convmixer_768_32 inception_next_atto edgenext_xx_small mambaout_femto vgg11_bn
-    poolformer_s12 visformer_tiny fastvit_t8 botnet26t_256 mobilevit_xxs efficientvit_b0
-    efficientformer_l1 levit_128s vit_tiny_patch16_224 deit_tiny_patch16_224
-    swin_tiny_patch4_window7_224 pvt_v2_b0 mixer_s32_224
-""".split()
+TIMM = [
+    "resnet26t",
+    "ecaresnet26t",
+    "resnetv2_18",
+    "resnetv2_50x1_bit",
+    "res2net50_14w_8s",
+    "resnest14d",
+    "skresnet18",
+    "legacy_seresnet18",
+    "wide_resnet50_2",
+    "densenet121",
+    "dla34",
+    "dpn48b",
+    "ese_vovnet19b_slim",
+    "hrnet_w18_small",
+    "regnetx_002",
+    "regnety_002",
+    "regnetz_b16",
+    "efficientnet_b0",
+    "tf_efficientnetv2_b0",
+    "mixnet_s",
+    "tinynet_e",
+    "mobilenetv2_050",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small",
+    "mnasnet_small",
+    "lcnet_050",
+    "fbnetv3_b",
+    "hardcorenas_a",
+    "ghostnet_050",
+    "repghostnet_050",
+    "rexnet_100",
+    "gernet_s",
+    "repvgg_a0",
+    "mobileone_s0",
+    "cspresnet50",
+    "cs3darknet_focus_s",
+    "darknet53",
+    "selecsls42",
+    "tresnet_m",
+    "xception41",
+    "hgnetv2_b0",
+    "repvit_m0_9",
+    "fasternet_t0",
+    "starnet_s1",
+    "nf_resnet50",
+    "eca_nfnet_l0",
+    "dm_nfnet_f0",
+    "convnext_atto",
+    "convnextv2_atto",
+    "convmixer_768_32",
+    "inception_next_atto",
+    "edgenext_xx_small",
+    "mambaout_femto",
+    "vgg11_bn",
+    "poolformer_s12",
+    "visformer_tiny",
+    "fastvit_t8",
+    "botnet26t_256",
+    "mobilevit_xxs",
+    "efficientvit_b0",
+    "efficientformer_l1",
+    "levit_128s",
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "pvt_v2_b0",
+    "mixer_s32_224",
+]
 
 
 @dataclass(frozen=True)

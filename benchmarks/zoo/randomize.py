@@ -55,8 +55,10 @@ def randomize(net: nn.Module, run: Callable[[Tensor], object], x: Tensor) -> Non
 
 def _fill(module: nn.Module) -> None:
     if isinstance(module, _LAYERS):
-        fan_in = module.weight[0].numel() if not getattr(module, "transposed", False) else (
-            module.weight.numel() / module.out_channels * module.groups
+        fan_in = (
+            module.weight[0].numel()
+            if not getattr(module, "transposed", False)
+            else (module.weight.numel() / module.out_channels * module.groups)
         )
         module.weight.normal_(0, max(fan_in, 1) ** -0.5)
         if module.bias is not None:
@@ -65,7 +67,7 @@ def _fill(module: nn.Module) -> None:
         # Betas well above 0 let most ReLUs pass most values: around 0, each layer would amplify
         # any noise by half, which trained networks don't.
         module.weight.uniform_(0.6, 1.4)
-        module.bias.normal_(0.8, 0.3) if _has_statistics(module) else module.bias.normal_(0, 0.2)
+        module.bias.normal_(1.2, 0.4) if _has_statistics(module) else module.bias.normal_(0, 0.2)
     else:
         for parameter in module.parameters(recurse=False):
             _wake(parameter)
@@ -84,8 +86,10 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _wake(parameter: nn.Parameter) -> None:
     """Give a parameter that is zero, or nearly and all the same, values that matter."""
-    if parameter.numel() and float(parameter.abs().max()) < TINY and (
-        parameter.numel() == 1 or float(parameter.std()) == 0
+    if (
+        parameter.numel()
+        and float(parameter.abs().max()) < TINY
+        and (parameter.numel() == 1 or float(parameter.std()) == 0)
     ):
         parameter.uniform_(0.2, 0.6) if parameter.dim() < 2 else parameter.normal_(0, 0.2)
 
