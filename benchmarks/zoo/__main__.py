@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from zoo import networks
+from zoo import measure, networks
 from zoo.table import write_table
 
 
@@ -58,11 +58,8 @@ def main() -> int:
     args = parse_args()
     (args.output / "logs").mkdir(parents=True, exist_ok=True)
     file = args.output / "results.jsonl"
-    done = (
-        {json.loads(line)["name"] for line in file.read_text().splitlines()}
-        if file.exists()
-        else ()
-    )
+    known = file.read_text().splitlines() if file.exists() else []
+    done = {json.loads(line)["name"] for line in known}
     chosen = [name for name in networks.names() if any(fnmatchcase(name, p) for p in args.only)]
     waiting = [name for name in chosen if name not in done][: args.limit]
     context = multiprocessing.get_context("forkserver")
@@ -101,13 +98,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def start(context, name: str, args: argparse.Namespace) -> Job:
-    from zoo import measure
-
     receiver, sender = context.Pipe(duplex=False)
     log = args.output / "logs" / f"{name.replace(':', '-')}.txt"
-    process = context.Process(
-        target=measure.run, args=(name, log, args.memory << 30, args.until, sender)
-    )
+    told = (name, log, args.memory << 30, args.until, sender)
+    process = context.Process(target=measure.run, args=told)
     process.start()
     sender.close()
     return Job(name, process, receiver, time.monotonic() + args.seconds, {"name": name})

@@ -22,7 +22,7 @@ SIDES = (96, 128, 192, 224, 256, 299, 320, 331)
 DETECTOR_SIDES = (128, 320)
 PROPOSALS = 50  # a thousand, on random weights, would be most of a two-stage detector's work
 
-TIMM = [
+TIMM = (
     "resnet26t",
     "ecaresnet26t",
     "resnetv2_18",
@@ -90,7 +90,7 @@ TIMM = [
     "swin_tiny_patch4_window7_224",
     "pvt_v2_b0",
     "mixer_s32_224",
-]
+)
 
 
 @dataclass(frozen=True)

@@ -14,27 +14,27 @@ ZOOS = ("torchvision", "pytorchcv", "timm")
 
 INTRODUCTION = """# Whole model zoos
 
-What fxquant makes of the networks of torchvision, pytorchcv and timm: is each traced, how much of it
-is quantized, do the passes change anything but the rounding, how close is the 8-bit network, and
-does its ONNX file compute the same in ONNX Runtime?
+What fxquant makes of the networks of torchvision, pytorchcv and timm: is each traced, how much of
+it is quantized, do the passes change anything but the rounding, how close is the 8-bit network,
+and does its ONNX file compute the same in ONNX Runtime?
 
-Weights are random: layers are scaled to outputs of unit variance, batch norms get random gammas and
-betas and statistics near those of their inputs, and nothing that a zoo starts at zero stays there.
-Inputs are random images, at the smallest of a few sizes that the network takes.
+Weights are random: layers are scaled to outputs of unit variance, batch norms get random gammas
+and betas and statistics near those of their inputs, and nothing that a zoo starts at zero stays
+there. Inputs are random images, at the smallest of a few sizes that the network takes.
 """
 
 COLUMNS = """
-- *traced*: whole, or how many modules were left out of the graphs; *s*: seconds on one core to trace
-  the network and insert everything.
+- *traced*: whole, or how many modules were left out of the graphs; *s*: seconds of one core to
+  trace the network and insert everything.
 - *quantized*: share of the multiply-accumulates of convolutions and linear layers that the student
   does with quantized weights, of all that the untouched network does; counted by PyTorch's
-  dispatcher on both, so what wasn't traced counts as not quantized. Products of two activations, as in
-  attention, are not counted; *products* is their share of all multiply-accumulates.
-- *unrounded*: largest difference between the student without rounding and the teacher, relative to
-  the output's largest value.
-- *SQNR*: of the 8-bit student's worst output against the teacher, on images that it wasn't calibrated
-  on. *noise*: what is left of 40 dB when noise is added to the teacher's input, which tells how
-  much a network amplifies any error.
+  dispatcher on both, so what wasn't traced counts as not quantized. Products of two activations,
+  as in attention, are not in it; *products* is their share of all multiply-accumulates.
+- *unrounded*: largest difference between the student without rounding and the teacher, relative
+  to the output's largest value.
+- *SQNR*: of the 8-bit student's worst output against the teacher, on images that it wasn't
+  calibrated on. *noise*: what is left of 40 dB when noise is added to the teacher's input, which
+  tells how much a network amplifies any error.
 - *parity*: SQNR of ONNX Runtime's output with integer kernels against the student's; *integer*:
   convolutions and linear layers in integer kernels, of all in the file.
 """
@@ -202,7 +202,7 @@ def _row(result: dict) -> str:
     total = result.get("macs", 0) + result.get("matmul_macs", 0)
     cells = [
         result["name"].partition(":")[2],
-        "×".join(map(str, result.get("input_shape", ()))),
+        "x".join(map(str, result.get("input_shape", ()))),
         number("macs", ".0f", 1e-6),
         _traced(result),
         f"{_seconds(result):.1f}",
