@@ -8,17 +8,17 @@ import tempfile
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import onnxscript  # noqa: F401 - imported here for the process that all others are forked from
-import timm  # noqa: F401
 import torch
 import torchvision  # noqa: F401
 from pytorchcv import model_provider  # noqa: F401
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxquant.calibration import calibrate
 from fxquant.errors import FxQuantError
@@ -27,12 +27,15 @@ from fxquant.exporters.parity import check_parity
 from fxquant.graph.insert_quantizers import layer_name, quantized_layers
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.ranges import min_max, search
-from fxquant.report.closeness import sqnr_db
 from fxquant.spec import QConfig, QSpec
 from zoo import networks, randomize
+from zoo.compare import max_error, outputs, sqnr
 from zoo.macs import MATMUL, MacCounter, share_quantized
 
-SETTLING, CALIBRATION, HELD_BACK, PARITY = 12, 8, 4, 4  # images for each
+with suppress(ImportError):
+    import timm  # noqa: F401
+
+SETTLING, CALIBRATION, HELD_BACK, PARITY = 8, 8, 4, 4  # images for each
 MOST_NAMED = 5
 
 
@@ -134,7 +137,7 @@ class _Measured:
             ],
             "left_out_count": len(left_out),
             "notes": [str(note) for note in getattr(self.prepared, "notes", ())][:MOST_NAMED],
-            "fixed_size": bool(getattr(self.prepared, "fixed_size", False)),
+            "fixed_size": list(getattr(self.prepared, "fixed_size", ())),
         }
 
     def pass_through(self) -> None:
@@ -185,35 +188,3 @@ class _Measured:
 def _range(values: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
     """fxquant's search for activations; for 8-bit weights min-max, in a hundredth of the time."""
     return (search if spec.channel_axis is None else min_max)(values, spec)
-
-
-@torch.no_grad()
-def outputs(net: nn.Module | Callable, x: Tensor) -> list[Tensor]:
-    """The floating-point tensors in what `net` returns, in order."""
-    return [tensor.double() for tensor in _tensors(net(x)) if tensor.is_floating_point()]
-
-
-def _tensors(output) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        yield from _tensors(list(output.values()))
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _tensors(value)
-
-
-def max_error(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Largest difference of any output, relative to that output's largest value."""
-    return max(
-        float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
-        for a, b in zip(expected, found, strict=True)
-    )
-
-
-def sqnr(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Signal-to-noise ratio in dB of the worst output."""
-    return min(
-        sqnr_db(float(a.square().sum()), float((a - b).square().sum()))
-        for a, b in zip(expected, found, strict=True)
-    )

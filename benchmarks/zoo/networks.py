@@ -20,7 +20,7 @@ LEFT_OUT = {
 # Smallest sizes first: the first that a network takes is used.
 SIDES = (96, 128, 192, 224, 256, 299, 320, 331)
 DETECTOR_SIDES = (128, 320)
-PROPOSALS = 50  # a thousand, on random weights, would be most of a two-stage detector's work
+PROPOSALS, DETECTIONS = 50, 5  # more would be most of a two-stage detector's work
 
 TIMM = (
     "resnet26t",
@@ -171,6 +171,7 @@ def _set_size(net: nn.Module, side: int) -> None:
     net.transform.image_mean, net.transform.image_std = [0.0] * 3, [1.0] * 3
     if hasattr(net, "rpn"):
         net.rpn._post_nms_top_n = {"training": PROPOSALS, "testing": PROPOSALS}
+        net.roi_heads.detections_per_img = DETECTIONS
 
 
 def _ordinary(name: str) -> tuple[nn.Module, list[tuple[int, ...]]]:
