@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -26,9 +25,9 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import resnet20_option_a
 import torch
+from machine import machine
 from pytorchcv.model_provider import get_model
 from safetensors.torch import load_file
 from torch import nn
@@ -219,16 +218,6 @@ def evaluate_onnx(data: Path, spec: Network, folder: Path) -> tuple[float, np.nd
     command += ["--mean", spec.mean, "--std", spec.std, "--save-logits", logits]
     line = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return float(re.search(r"top1 ([\d.]+)", line)[1]), np.load(logits).argmax(1)
-
-
-def machine() -> str:
-    """Processor, cores and versions in a line."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    versions = f"torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}"
-    return f"{names[0] if names else platform.machine()}, {cores} cores, {device}, {versions}"
 
 
 def write_results(output: Path) -> None:

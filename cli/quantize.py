@@ -35,7 +35,7 @@ def quantize(model: str, **options) -> int:
     """Quantize MODEL without data and export it.
 
     MODEL is a .pt file with a whole module, a .pt or .safetensors state dict with --arch, or
-    torchvision:NAME or pytorchcv:NAME.
+    torchvision:NAME, pytorchcv:NAME or timm:NAME.
     """
     from fxquant.cli.quantize_job import run_job
 
