@@ -190,7 +190,7 @@ class Recorder(Tracer):
 
     def answer_bool(self, proxy: ExampleProxy, frame: FrameType) -> bool:
         """The truth of a traced value, where a guard asks, or where it is the same for all."""
-        if not proxy.constant and not self._may_use_values() and is_guard(frame):
+        if not proxy.constant and is_guard(frame):
             self.recording.passed.add(source_line(frame))
             return bool(proxy.example)
         return bool(self.answer_number(proxy, "branches on {}"))

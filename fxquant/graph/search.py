@@ -99,7 +99,8 @@ class Search:
         before = dict(self.regions), dict(self.failures)
         hidden_before = self.hidden(found.name)
         self._drop_inside(instead_of)
-        self.regions[found.name] = replace(found, fixed=True)
+        fixed = found.verdict == AT_THIS_SIZE or bool(found.recording.values)
+        self.regions[found.name] = replace(found, fixed=fixed)
         leaves = {_join(found.name, n) for n in found.recording.failures}
         self.cover_parts(name for name in leaves if self.hidden(name))
         if len(self.hidden(found.name)) >= len(hidden_before):
