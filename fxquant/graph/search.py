@@ -51,7 +51,7 @@ class Search:
         if best is not None and best.verdict == RIGHT:
             self.regions[name] = best
             self._cover_leaves(best, calls)
-            if self._is_used_from_outside(best):
+            if self._is_used_from_outside(self.regions[name]):
                 self.failures[name] = Failure("", 0, "the code around it calls modules inside it")
                 self._drop_inside([name])
                 self.cover_parts([name])
@@ -237,6 +237,7 @@ def _has_numbers(call: Call) -> bool:
         value = values.pop()
         if isinstance(value, int | float) and not isinstance(value, bool):
             return True
+        values += value.values() if isinstance(value, dict) else ()
         values += value if isinstance(value, tuple | list) else ()
     return False
 
