@@ -170,7 +170,7 @@ def test_a_terminal_gets_lines_that_fit(columns):
     text = "\n".join(lines)
     assert "float 1" in text
     assert "1: a layer rule keeps it float" in lines
-    assert "and 5 more" in text
+    assert "and 5 more" in " ".join(text.split())
     # Names are folded at their dots and underscores and lose nothing.
     squeezed = "".join(line.split("  ")[0] for line in lines[2:60]).replace(" ", "")
     assert NAMES[0] in squeezed
@@ -205,7 +205,7 @@ def test_zoo_networks_are_built_without_their_weights(capsys, monkeypatch):
 
 
 class Unseen(nn.Module):
-    """A branch on numbers around a part that traces."""
+    """A layer that traces, before a module that does not."""
 
     def __init__(self):
         super().__init__()
@@ -216,29 +216,28 @@ class Unseen(nn.Module):
 
 
 class Odd(nn.Module):
-    """Asks for a number, and multiplies by weights that no graph shows."""
+    """Depends on the batch, and multiplies by weights that no graph shows."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(2, 4, 1, 1))
 
     def forward(self, x):
-        y = nn.functional.conv2d(x, self.weight)
-        return y if y.sum() > 0 else -y
+        return nn.functional.conv2d(x, self.weight) * sum(1 for _ in x.unbind(0))
 
 
 def test_what_tracing_could_not_look_into_is_told(capsys):
     facts = inspected(capsys, "inspect", "test_inspect:Unseen", *SHAPE)
     part = next(part for part in facts["left_out"] if part["hidden"])
     assert (part["name"], part["type"], part["hidden"]) == ("odd", "Odd", ["odd"])
-    assert Path(part["file"]).name == "test_inspect.py"
+    assert [row["name"] for row in facts["layers"]] == ["body", "odd"]
     row = facts["layers"][-1]
-    assert (row["name"], row["kind"], row["weight_bits"]) == ("odd", "Odd", None)
+    assert (row["kind"], row["weight_bits"]) == ("Odd", None)
     assert row["macs"] == 14 * 14 * 8
     body = 14 * 14 * 4 * 27
     assert facts["summary"]["macs_quantized"] == body / (body + row["macs"])
     text = printed(capsys, "inspect", "test_inspect:Unseen", *SHAPE)
-    assert f"odd (Odd), {part['file']}:{part['line']}" in text
+    assert f"odd (Odd)\n    {part['reason']}" in text
     assert "hides 1 layer:" in text
 
 
