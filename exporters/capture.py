@@ -14,7 +14,7 @@ import onnxscript.optimizer
 import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common as passes
-from onnxscript import opset21 as op
+from onnxscript import opset18 as op  # its operators have no attribute that a later one drops
 from torch import nn
 
 from fxquant.errors import ExportError
@@ -78,8 +78,9 @@ def _quantize_dequantize(x, scale, zero_point, qmin: int, qmax: int, axis=None):
     return op.DequantizeLinear(q, scale, zero_point, **where)
 
 
-def _dequantize(q, scale, axis=None):
-    return op.DequantizeLinear(q, scale, axis=1 if axis is None else axis)
+def _dequantize(q, scale, zero_point=None, axis=None):
+    grid = (scale,) if zero_point is None else (scale, zero_point)
+    return op.DequantizeLinear(q, *grid, axis=1 if axis is None else axis)
 
 
 def _constant(value: np.generic):

@@ -27,14 +27,15 @@ def _(x, scale, zero_point, qmin, qmax, axis):
 
 
 @torch.library.custom_op("fxquant::dequantize", mutates_args=())
-def _dequantize(q: Tensor, scale: Tensor, axis: int | None) -> Tensor:
-    """Real values, float32, of integers on a symmetric grid: DequantizeLinear."""
+def _dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int | None) -> Tensor:
+    """Real values, float32, of integers: DequantizeLinear; without a zero point it is 0."""
     scale = _along(scale, q, axis)
-    return numerics.dequantize(q.float(), scale, torch.zeros_like(scale))
+    offset = torch.zeros_like(scale) if zero_point is None else _along(zero_point.float(), q, axis)
+    return numerics.dequantize(q.float(), scale, offset)
 
 
 @_dequantize.register_fake
-def _(q, scale, axis):
+def _(q, scale, zero_point, axis):
     return torch.empty_like(q, dtype=torch.float32)
 
 
