@@ -9,7 +9,9 @@ from types import FrameType
 import click
 
 from fxquant import __version__
+from fxquant.cli.export import export
 from fxquant.cli.quantize import quantize
+from fxquant.cli.verify import verify
 from fxquant.errors import FxQuantError
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 3
@@ -28,7 +30,8 @@ def fxquant() -> None:
     """
 
 
-fxquant.add_command(quantize)
+for command in (quantize, export, verify):
+    fxquant.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,3 +25,5 @@ class Numbers(click.ParamType):
 SHAPE = Numbers(int, "C,H,W")
 CHANNEL_VALUES = Numbers(float, "R,G,B")
 BITS = click.IntRange(2, 8)
+LAYOUT = click.Choice(["runtime", "portable", "tensorrt"])
+OPSET = click.IntRange(18, 25)

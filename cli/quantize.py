@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fxquant.cli.options import BITS, CHANNEL_VALUES, SHAPE
+from fxquant.cli.options import BITS, CHANNEL_VALUES, LAYOUT, OPSET, SHAPE
 
 
 @click.command(short_help="Quantize a trained network without data.")
@@ -61,6 +61,8 @@ from fxquant.cli.options import BITS, CHANNEL_VALUES, SHAPE
 )
 @click.option("--eval-mean", type=CHANNEL_VALUES, default="0", help="Their mean, pixels in 0..1.")
 @click.option("--eval-std", type=CHANNEL_VALUES, default="1", help="Their standard deviation.")
+@click.option("--layout", type=LAYOUT, help="Of the ONNX file.  [default: runtime]")
+@click.option("--opset", type=OPSET, help="Of the ONNX file.  [default: the oldest that fits]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 def quantize(model: str, **options) -> int:
     """Quantize MODEL without data and export it.

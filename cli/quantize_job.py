@@ -14,6 +14,7 @@ from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.errors import SettingError
 from fxquant.exporters.artifacts import export
+from fxquant.exporters.files import Form
 from fxquant.exporters.parity import Parity, require_parity
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.models.load import LoadedModel, load_model
@@ -30,14 +31,19 @@ def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -
     settings = make_settings(loaded, options)
     evaluation = _evaluation(options, settings)
     facts = {"name": loaded.name, "source": loaded.source, "sha256": model_hash(loaded.module)}
+    if options["arch"]:
+        facts["arch"] = options["arch"]
+    form = Form(options["layout"] or "runtime", options["opset"])
     prepared = prepare(loaded.module, settings.config, settings.input_shape)
     check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
     with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
         if folder.finished:
             status(f"this run has already finished: {folder.path}")
+            if options["layout"] or options["opset"]:
+                status(f"for another file of it: fxquant export {folder.path}")
             report = folder.read_report()
         else:
-            report = _run(prepared, settings, folder, facts, evaluation)
+            report = _run(prepared, settings, folder, facts, evaluation, form)
         print_report(report) if as_json else print_summary(report, folder.path)
     require_parity(Parity.from_dict(report["parity"]))
     return 0
@@ -49,6 +55,7 @@ def _run(
     folder: RunFolder,
     facts: dict[str, Any],
     evaluation: EvaluationData | None,
+    form: Form,
 ) -> dict[str, Any]:
     with _log_file(folder.path / LOG), ProgressWatcher(folder) as watcher:
         state = folder.load_checkpoint()
@@ -56,7 +63,7 @@ def _run(
             status(f"continuing an interrupted run in {folder.path}")
         result = run(prepared, settings, watcher=watcher, state=state)
         watcher.say("export and parity")
-        report = export(result, folder.path, model=facts, evaluation=evaluation)
+        report = export(result, folder.path, model=facts, evaluation=evaluation, form=form)
         folder.drop_checkpoint()
     return report
 

@@ -1,0 +1,52 @@
+"""`fxquant export`: another file of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fxquant.cli.models import model_options, restore_run
+from fxquant.cli.options import LAYOUT, OPSET
+
+
+@click.command(short_help="Write another file of a finished run.")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--format", "kind", type=click.Choice(["onnx", "pt2"]), default="onnx")
+@click.option("--layout", type=LAYOUT, help="Of an ONNX file.  [default: runtime]")
+@click.option("--opset", type=OPSET, help="Of an ONNX file.  [default: the oldest that fits]")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The file to write.  [default: DIR/model-LAYOUT.onnx or DIR/model.pt2]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
+@model_options
+def export(
+    folder: Path,
+    kind: str,
+    layout: str | None,
+    opset: int | None,
+    output: Path | None,
+    as_json: bool,
+    **where,
+) -> int:
+    """Write the student of the finished run in DIR in another layout or format.
+
+    DIR is the output folder of fxquant quantize. The file is run and compared with the student.
+    """
+    from fxquant.cli.outcomes import print_parity
+    from fxquant.exporters.again import export_again
+    from fxquant.exporters.files import Form
+    from fxquant.exporters.parity import require_parity
+
+    if kind == "pt2" and (layout or opset):
+        raise click.UsageError("--layout and --opset go with --format onnx")
+    run = restore_run(folder, **where)
+    layout = layout or "runtime"
+    path = output or folder / (f"model-{layout}.onnx" if kind == "onnx" else "model.pt2")
+    parity = export_again(run, path, Form(layout, opset))
+    print_parity(path, parity, as_json=as_json)
+    require_parity(parity)
+    return 0
