@@ -8,17 +8,24 @@ from collections.abc import Callable
 import torch
 from nets import ConvBn
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, SSD, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FeaturePyramidNetwork
 
 SHAPE = (3, 64, 64)
+_TWO_STAGES = {
+    "min_size": 64,
+    "max_size": 96,
+    "rpn_post_nms_top_n_test": 20,
+    "box_detections_per_img": 5,
+}
 
 
 class Pyramid(nn.Module):
     """Two levels of features, joined top-down by torchvision's own feature pyramid."""
 
-    out_channels = 16
+    out_channels = 32  # FCOS normalises in groups of 32
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,16 +52,18 @@ def _fcos() -> nn.Module:
 
 
 def _ssd() -> nn.Module:
+    backbone = Pyramid()
+    backbone.out_channels = [32, 32]
     boxes = DefaultBoxGenerator([[2], [2]], scales=[0.1, 0.3, 0.6])
-    return SSD(Pyramid(), boxes, (64, 64), 4)
+    return SSD(backbone, boxes, (64, 64), 4)
 
 
 def _faster_rcnn() -> nn.Module:
-    return FasterRCNN(Pyramid(), 4, min_size=64, max_size=96, rpn_anchor_generator=_anchors())
+    return FasterRCNN(Pyramid(), 4, **_TWO_STAGES, rpn_anchor_generator=_anchors())
 
 
 def _mask_rcnn() -> nn.Module:
-    return MaskRCNN(Pyramid(), 4, min_size=64, max_size=96, rpn_anchor_generator=_anchors())
+    return MaskRCNN(Pyramid(), 4, **_TWO_STAGES, rpn_anchor_generator=_anchors())
 
 
 DETECTORS: dict[str, Callable[[], nn.Module]] = {
@@ -67,7 +76,7 @@ DETECTORS: dict[str, Callable[[], nn.Module]] = {
 
 
 def make_detector(name: str) -> nn.Module:
-    """One of the detectors in eval mode, the same at each call, sure enough to give boxes."""
+    """One of the detectors in eval mode, the same at each call, with scores that spread."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         detector = DETECTORS[name]()
@@ -75,8 +84,10 @@ def make_detector(name: str) -> nn.Module:
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.running_mean, -0.1, 0.1)
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
-            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-                nn.init.uniform_(module.bias, -0.1, 0.1)
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.uniform_(module.bias, -0.1, 0.1)
     return detector.eval()
 
 
