@@ -36,16 +36,21 @@ def export(
 
     DIR is the output folder of fxquant quantize. The file is run and compared with the student.
     """
-    from fxquant.cli.outcomes import print_parity
-    from fxquant.exporters.again import export_again
+    from fxquant.cli.outcomes import print_parity, print_program
+    from fxquant.exporters.again import export_again, export_program_again
     from fxquant.exporters.files import Form
     from fxquant.exporters.parity import require_parity
+    from fxquant.run_folder import PROGRAM
 
     if kind == "pt2" and (layout or opset):
         raise click.UsageError("--layout and --opset go with --format onnx")
     run = restore_run(folder, **where)
+    if kind == "pt2":
+        path = output or folder / PROGRAM
+        print_program(path, export_program_again(run, path), as_json=as_json)
+        return 0
     layout = layout or "runtime"
-    path = output or folder / (f"model-{layout}.onnx" if kind == "onnx" else "model.pt2")
+    path = output or folder / f"model-{layout}.onnx"
     parity = export_again(run, path, Form(layout, opset))
     print_parity(path, parity, as_json=as_json)
     require_parity(parity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -32,6 +33,17 @@ def print_parity(path: Path, parity: Parity, *, as_json: bool) -> None:
     )
     console.print(f"file    {path} ({megabytes(parity.file_bytes)})", soft_wrap=True)
     console.print(f"parity  {'passed' if parity.passed else 'FAILED'}")
+
+
+def print_program(path: Path, difference: Difference, *, as_json: bool) -> None:
+    """How close a torch.export program is to its student, to stdout."""
+    if as_json:
+        facts = {"file": str(path), "passed": difference.passed, **asdict(difference)}
+        click.echo(json.dumps(facts, indent=1, allow_nan=False))
+        return
+    console = Console(highlight=False)
+    console.print(f"file    {path} ({megabytes(path.stat().st_size)})", soft_wrap=True)
+    console.print(f"parity  passed, SQNR {difference.sqnr_db:.1f} dB")
 
 
 def _cells(difference: Difference) -> tuple[str, str, str]:

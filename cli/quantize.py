@@ -61,6 +61,13 @@ from fxquant.cli.options import BITS, CHANNEL_VALUES, LAYOUT, OPSET, SHAPE
 )
 @click.option("--eval-mean", type=CHANNEL_VALUES, default="0", help="Their mean, pixels in 0..1.")
 @click.option("--eval-std", type=CHANNEL_VALUES, default="1", help="Their standard deviation.")
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["onnx", "pt2"]),
+    multiple=True,
+    help="pt2: write a torch.export program beside the ONNX file.",
+)
 @click.option("--layout", type=LAYOUT, help="Of the ONNX file.  [default: runtime]")
 @click.option("--opset", type=OPSET, help="Of the ONNX file.  [default: the oldest that fits]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")

@@ -33,17 +33,20 @@ def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -
     facts = {"name": loaded.name, "source": loaded.source, "sha256": model_hash(loaded.module)}
     if options["arch"]:
         facts["arch"] = options["arch"]
-    form = Form(options["layout"] or "runtime", options["opset"])
+    how = {
+        "form": Form(options["layout"] or "runtime", options["opset"]),
+        "program": "pt2" in options["formats"],
+    }
     prepared = prepare(loaded.module, settings.config, settings.input_shape)
     check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
     with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
         if folder.finished:
             status(f"this run has already finished: {folder.path}")
-            if options["layout"] or options["opset"]:
+            if options["layout"] or options["opset"] or options["formats"]:
                 status(f"for another file of it: fxquant export {folder.path}")
             report = folder.read_report()
         else:
-            report = _run(prepared, settings, folder, facts, evaluation, form)
+            report = _run(prepared, settings, folder, facts, evaluation, how)
         print_report(report) if as_json else print_summary(report, folder.path)
     require_parity(Parity.from_dict(report["parity"]))
     return 0
@@ -55,7 +58,7 @@ def _run(
     folder: RunFolder,
     facts: dict[str, Any],
     evaluation: EvaluationData | None,
-    form: Form,
+    how: dict[str, Any],
 ) -> dict[str, Any]:
     with _log_file(folder.path / LOG), ProgressWatcher(folder) as watcher:
         state = folder.load_checkpoint()
@@ -63,7 +66,7 @@ def _run(
             status(f"continuing an interrupted run in {folder.path}")
         result = run(prepared, settings, watcher=watcher, state=state)
         watcher.say("export and parity")
-        report = export(result, folder.path, model=facts, evaluation=evaluation, form=form)
+        report = export(result, folder.path, model=facts, evaluation=evaluation, **how)
         folder.drop_checkpoint()
     return report
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fxquant.errors import OutputError
-from fxquant.exporters.files import RUNTIME, Form, write_onnx
-from fxquant.exporters.parity import Parity
+from fxquant.exporters.files import RUNTIME, Form, Origin, write_onnx, write_pt2
+from fxquant.exporters.parity import Difference, Parity
 from fxquant.restore import Restored
 from fxquant.run_folder import MODEL, model_hash
 
@@ -16,17 +16,20 @@ def export_again(run: Restored, path: str | Path, form: Form = RUNTIME) -> Parit
 
     Raises OutputError where there is no such folder, ExportError where it can't be written so.
     """
-    path = _writable(Path(path))
+    return write_onnx(run.student, _writable(Path(path)), run.images, _origin(run), form)
+
+
+def export_program_again(run: Restored, path: str | Path) -> Difference:
+    """Write the student of a finished run as a torch.export program; how close that is to it.
+
+    Raises OutputError, ExportError, and ParityError where the program computes something else.
+    """
+    return write_pt2(run.student, _writable(Path(path)), run.images, _origin(run))
+
+
+def _origin(run: Restored) -> Origin:
     teacher_hash = run.model.get("sha256") or model_hash(run.prepared.teacher)
-    return write_onnx(
-        run.student,
-        path,
-        run.settings,
-        run.images,
-        form=form,
-        model=run.model,
-        teacher_hash=teacher_hash,
-    )
+    return Origin(run.settings, run.model, teacher_hash)
 
 
 def _writable(path: Path) -> Path:

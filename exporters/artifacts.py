@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from fxquant import __version__
-from fxquant.exporters.files import RUNTIME, Form, write_onnx
+from fxquant.exporters.files import RUNTIME, Form, Origin, write_onnx, write_pt2
 from fxquant.exporters.runtime import make_session
 from fxquant.files import write_atomic, write_text
 from fxquant.pipeline import Result
@@ -21,7 +21,7 @@ from fxquant.report.evaluate import EvaluationData, accuracy
 from fxquant.report.facts import build_report
 from fxquant.report.html import render
 from fxquant.restore import images_to_keep
-from fxquant.run_folder import IMAGES, MODEL, PAGE, RECIPE, REPORT, STUDENT, model_hash
+from fxquant.run_folder import IMAGES, MODEL, PAGE, PROGRAM, RECIPE, REPORT, STUDENT, model_hash
 from fxquant.settings import to_toml
 
 # What recipe.toml says of the model.
@@ -35,14 +35,15 @@ def export(
     model: dict[str, Any] | None = None,
     evaluation: EvaluationData | None = None,
     form: Form = RUNTIME,
+    program: bool = False,
 ) -> dict[str, Any]:
     """Write model.onnx, student.safetensors, report.json and report.html; the report.
 
     `model` adds facts about the model (name, source, sha256) to report and metadata. The ONNX
     file has the layout of `form`; it is run in ONNX Runtime and compared with the student: the
-    outcome is in `report["parity"]`, also where it failed. With `evaluation` the accuracy of
-    teacher, student and ONNX file is measured. report.json is written last. Raises ExportError,
-    OutputError.
+    outcome is in `report["parity"]`, also where it failed. With `program` the student is written
+    as model.pt2 as well. With `evaluation` the accuracy of teacher, student and ONNX file is
+    measured. report.json is written last. Raises ExportError, OutputError.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,15 +51,10 @@ def export(
     report["model"] |= {"name": "model", "source": None, "sha256": None, **(model or {})}
     report["machine"]["onnxruntime"] = onnxruntime.__version__
     path = folder / MODEL
-    parity = write_onnx(
-        result.student,
-        path,
-        result.settings,
-        result.images,
-        form=form,
-        model=report["model"],
-        teacher_hash=model_hash(result.teacher),
-    )
+    origin = Origin(result.settings, report["model"], model_hash(result.teacher))
+    parity = write_onnx(result.student, path, result.images, origin, form)
+    if program:
+        write_pt2(result.student, folder / PROGRAM, result.images, origin)
     report["parity"] = parity.to_dict()
     report["size"]["onnx_bytes"] = path.stat().st_size
     report["accuracy"] = _accuracy(result, path, evaluation) if evaluation else None

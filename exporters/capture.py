@@ -32,8 +32,8 @@ def capture(frozen: nn.Module, input_shape: tuple[int, ...], opset: int) -> ir.M
     dimension `batch`; the outputs are `output`, or `output_0`, `output_1`, ... where there are
     several. Raises ExportError where torch.export or torch.onnx gives up.
     """
+    program = to_program(frozen, input_shape)
     with _quiet():
-        program = _export(frozen, input_shape)
         count = len(program.graph_signature.user_outputs)
         names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
         try:
@@ -54,12 +54,17 @@ def capture(frozen: nn.Module, input_shape: tuple[int, ...], opset: int) -> ir.M
     return model
 
 
-def _export(frozen: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+def to_program(frozen: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    """The frozen student as torch.export sees it, for any number of images of `input_shape`.
+
+    Raises ExportError where torch.export gives up.
+    """
     # Two images: torch.export takes a size of one for a constant.
     example = torch.zeros(2, *input_shape)
-    batch = torch.export.Dim("batch")
+    shapes = ({0: torch.export.Dim("batch")},)
     try:
-        return torch.export.export(frozen, (example,), dynamic_shapes=({0: batch},), strict=False)
+        with _quiet():
+            return torch.export.export(frozen, (example,), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(
             f"torch.export can't take the model with a free batch size: {_reason(error)}",

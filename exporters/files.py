@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fxquant import __version__
 from fxquant.exporters.onnx_qdq import export_onnx
-from fxquant.exporters.parity import Parity, check_parity
+from fxquant.exporters.parity import Difference, Parity, check_parity
+from fxquant.exporters.pt2 import check_pt2, export_pt2
 from fxquant.settings import Settings
 
 
@@ -26,34 +27,49 @@ class Form:
 RUNTIME = Form()
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a file was made from: the run's settings, the model, and its weights' SHA-256."""
+
+    settings: Settings
+    model: dict[str, Any]
+    teacher_hash: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """Entries of a file's metadata."""
+        return {
+            "fxquant.version": __version__,
+            "fxquant.model": str(self.model.get("name")),
+            "fxquant.teacher_sha256": self.teacher_hash,
+            "fxquant.recipe": self.settings.recipe.name,
+            "fxquant.settings": json.dumps(self.settings.to_dict(), sort_keys=True),
+        }
+
+
 def write_onnx(
-    student: nn.Module,
-    path: Path,
-    settings: Settings,
-    images: Tensor,
-    *,
-    form: Form,
-    model: dict[str, Any],
-    teacher_hash: str,
+    student: nn.Module, path: Path, images: Tensor, origin: Origin, form: Form = RUNTIME
 ) -> Parity:
     """Write a calibrated student as ONNX and run the file against it on `images`.
 
-    `model` is what is known of the model that was quantized. The file says in its metadata what
-    it was made from, and whether it computes what the student does. Raises ExportError.
+    The file says in its metadata what it was made from, and whether it computes what the student
+    does. Raises ExportError.
     """
-    metadata = {
-        "fxquant.version": __version__,
-        "fxquant.model": str(model.get("name")),
-        "fxquant.teacher_sha256": teacher_hash,
-        "fxquant.recipe": settings.recipe.name,
-        "fxquant.settings": json.dumps(settings.to_dict(), sort_keys=True),
-    }
     export_onnx(
         student,
         path,
-        input_shape=settings.input_shape,
-        metadata=metadata,
+        input_shape=origin.settings.input_shape,
+        metadata=origin.to_metadata(),
         layout=form.layout,
         opset=form.opset,
     )
     return check_parity(student, path, images)
+
+
+def write_pt2(student: nn.Module, path: Path, images: Tensor, origin: Origin) -> Difference:
+    """Write a calibrated student as an exported program and compare the two on `images`.
+
+    Raises ExportError, and ParityError where the program computes something else.
+    """
+    shape = origin.settings.input_shape
+    export_pt2(student, path, input_shape=shape, metadata=origin.to_metadata())
+    return check_pt2(student, path, images)

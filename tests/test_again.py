@@ -106,13 +106,25 @@ def test_layout_and_opset_of_the_first_file(finished, tmp_path, capsys):
         str(tmp_path / "run"),
     ]
     arguments += ["--layout", "portable", "--opset", "24", "--no-finetune"]
+    arguments += ["--format", "pt2"]
     assert run(arguments) == 0
+    assert (tmp_path / "run" / "model.pt2").exists()
     model = onnx.load(tmp_path / "run" / "model.onnx")
     assert model.opset_import[0].version == 24
     assert properties(tmp_path / "run" / "model.onnx")["fxquant.layout"] == "portable"
     capsys.readouterr()
     assert run(arguments) == 0
     assert "for another file of it: fxquant export" in capsys.readouterr().err
+
+
+def test_a_program_for_torch(finished, tmp_path, capsys):
+    path = tmp_path / "m.pt2"
+    arguments = ["export", str(finished), "--format", "pt2", "--output", str(path), "--json"]
+    assert run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["sqnr_db"] > 90
+    restored = restore(finished, find_model(finished))
+    found = torch.export.load(path).module()(restored.images)
+    torch.testing.assert_close(found, restored.student(restored.images))
 
 
 def test_what_is_no_finished_run_is_refused(finished, tmp_path, capsys):
