@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -12,14 +13,21 @@ from fxquant.cli.options import LAYOUT, OPSET
 
 @click.command(short_help="Write another file of a finished run.")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--format", "kind", type=click.Choice(["onnx", "pt2"]), default="onnx")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "pt2", "float"]),
+    default="onnx",
+    help="onnx; pt2, a torch.export program; float, the model before quantization as ONNX, to "
+    "measure against.  [default: onnx]",
+)
 @click.option("--layout", type=LAYOUT, help="Of an ONNX file.  [default: runtime]")
 @click.option("--opset", type=OPSET, help="Of an ONNX file.  [default: the oldest that fits]")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The file to write.  [default: DIR/model-LAYOUT.onnx or DIR/model.pt2]",
+    help="The file to write.  [default: model-LAYOUT.onnx, model.pt2 or float.onnx in DIR]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 @model_options
@@ -37,14 +45,22 @@ def export(
     DIR is the output folder of fxquant quantize. The file is run and compared with the student.
     """
     from fxquant.cli.outcomes import print_parity, print_program
-    from fxquant.exporters.again import export_again, export_program_again
+    from fxquant.exporters.again import (
+        export_again,
+        export_float_again,
+        export_program_again,
+    )
     from fxquant.exporters.files import Form
     from fxquant.exporters.parity import require_parity
     from fxquant.run_folder import PROGRAM
 
-    if kind == "pt2" and (layout or opset):
+    if kind != "onnx" and (layout or opset):
         raise click.UsageError("--layout and --opset go with --format onnx")
     run = restore_run(folder, **where)
+    if kind == "float":
+        path = export_float_again(run, output or folder / "float.onnx")
+        click.echo(json.dumps({"file": str(path)}) if as_json else f"file    {path}")
+        return 0
     if kind == "pt2":
         path = output or folder / PROGRAM
         print_program(path, export_program_again(run, path), as_json=as_json)

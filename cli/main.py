@@ -9,6 +9,7 @@ from types import FrameType
 import click
 
 from fxquant import __version__
+from fxquant.cli.bench import bench
 from fxquant.cli.export import export
 from fxquant.cli.quantize import quantize
 from fxquant.cli.verify import verify
@@ -30,7 +31,7 @@ def fxquant() -> None:
     """
 
 
-for command in (quantize, export, verify):
+for command in (quantize, export, verify, bench):
     fxquant.add_command(command)
 
 

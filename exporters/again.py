@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fxquant.errors import OutputError
 from fxquant.exporters.files import RUNTIME, Form, Origin, write_onnx, write_pt2
+from fxquant.exporters.float_onnx import export_float
 from fxquant.exporters.parity import Difference, Parity
 from fxquant.restore import Restored
 from fxquant.run_folder import MODEL, model_hash
@@ -25,6 +26,12 @@ def export_program_again(run: Restored, path: str | Path) -> Difference:
     Raises OutputError, ExportError, and ParityError where the program computes something else.
     """
     return write_pt2(run.student, _writable(Path(path)), run.images, _origin(run))
+
+
+def export_float_again(run: Restored, path: str | Path) -> Path:
+    """Write the model that a finished run quantized as ONNX, in floating point; the path."""
+    shape = run.settings.input_shape
+    return export_float(run.prepared.teacher, _writable(Path(path)), input_shape=shape)
 
 
 def _origin(run: Restored) -> Origin:

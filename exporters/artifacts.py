@@ -56,7 +56,7 @@ def export(
     if program:
         write_pt2(result.student, folder / PROGRAM, result.images, origin)
     report["parity"] = parity.to_dict()
-    report["size"]["onnx_bytes"] = path.stat().st_size
+    report["size"]["onnx_bytes"] = parity.file_bytes
     report["accuracy"] = _accuracy(result, path, evaluation) if evaluation else None
     tensors = {k: v.contiguous() for k, v in _tensors(result).items()}
     write_atomic(folder / STUDENT, lambda file: save_file(tensors, file))

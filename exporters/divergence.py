@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
+from fxquant.exporters.external import data_file, load_model_without_data
 from fxquant.exporters.freeze import FrozenQuantizer
 from fxquant.exporters.runtime import BATCH, make_session, run_batches
 from fxquant.exporters.tensor_names import quantizer_tensor
@@ -71,12 +74,17 @@ def _file_integers(
     path: Path, names: set[str], images: Tensor, optimize: bool
 ) -> dict[str, np.ndarray]:
     """Values of those of the named tensors that the file computes."""
-    model = onnx.load(path)
+    model = load_model_without_data(path)
     outputs = {value.name for value in model.graph.output}
     exposed = [n for node in model.graph.node for n in node.output if n in names - outputs]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
-    session = make_session(model.SerializeToString(), optimize=optimize)
-    parts = list(run_batches(session, images, exposed))
+    with tempfile.TemporaryDirectory() as folder:
+        if data_file(path).exists():
+            shutil.copy(data_file(path), folder)
+        copy = Path(folder) / path.name
+        onnx.save(model, copy)
+        session = make_session(copy, optimize=optimize)
+        parts = list(run_batches(session, images, exposed))
     return {
         name: np.concatenate(part)
         for name, part in zip(exposed, zip(*parts, strict=True), strict=True)

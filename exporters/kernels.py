@@ -7,8 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
+from fxquant.exporters.external import load_model_without_data
 from fxquant.exporters.runtime import make_session
 
 _CONVOLUTIONS = frozenset({"Conv"})
@@ -45,7 +44,7 @@ def count_kernels(path: str | Path) -> Kernels:
 
 
 def _count_ops(path: str | Path) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
+    return Counter(node.op_type for node in load_model_without_data(path).graph.node)
 
 
 def _total(counts: Counter[str], ops: frozenset[str]) -> int:

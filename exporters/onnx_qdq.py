@@ -13,11 +13,11 @@ from torch import nn
 
 from fxquant.errors import ExportError
 from fxquant.exporters.capture import capture
+from fxquant.exporters.external import save_model
 from fxquant.exporters.freeze import freeze
 from fxquant.exporters.layouts import LAYOUTS, apply_layout
 from fxquant.exporters.opsets import IR_VERSIONS, choose_opset
 from fxquant.exporters.runtime import make_session
-from fxquant.files import write_atomic
 from fxquant.graph.snap_biases import snap_biases
 
 logger = logging.getLogger(__name__)
@@ -50,16 +50,18 @@ def export_onnx(
     model = capture(freeze(student), input_shape, choose_opset(student, layout, opset))
     apply_layout(model, passes)
     _label(model, {**(metadata or {}), "fxquant.layout": layout})
-    proto = ir.to_proto(model)
+    save_model(ir.to_proto(model), path, _check)
+    return path
+
+
+def _check(path: Path) -> None:
+    """Raise ExportError unless the file is valid ONNX that ONNX Runtime loads."""
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(path, full_check=True)
     except Exception as error:
         raise ExportError(f"the model is no valid ONNX: {error}") from error
-    content = proto.SerializeToString(deterministic=True)
     for optimize in (False, True):
-        make_session(content, optimize=optimize)
-    write_atomic(path, lambda file: file.write_bytes(content))
-    return path
+        make_session(path, optimize=optimize)
 
 
 def _layout(name: str):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fxquant.datafree.objective import flatten
 from fxquant.errors import ParityError
 from fxquant.exporters.divergence import first_divergence
+from fxquant.exporters.external import size_on_disk
 from fxquant.exporters.kernels import count_kernels
 from fxquant.exporters.marks import mark
 from fxquant.exporters.runtime import BATCH, make_session, run_batches, run_onnx
@@ -132,7 +133,7 @@ def check_parity(
         unoptimized=off,
         optimized=on,
         **asdict(kernels),
-        file_bytes=path.stat().st_size,
+        file_bytes=size_on_disk(path),
         images=len(images),
         diverges_at=diverges_at,
     )

@@ -208,6 +208,6 @@ def test_a_file_that_onnx_runtime_cannot_load_is_not_written(tmp_path, monkeypat
     # Without the rules uint4 ends up beside max-pooling, for which there is no kernel.
     monkeypatch.setattr("fxquant.exporters.native_types._is_unsafe", lambda *_, **__: False)
     student = exported("plain", 4, 4).student
-    with pytest.raises(ExportError, match="ONNX Runtime can't load the model"):
+    with pytest.raises(ExportError, match=r"ONNX Runtime can't load .*MaxPool"):
         export_onnx(student, tmp_path / "m.onnx", input_shape=SHAPE, layout="portable")
     assert not list(tmp_path.iterdir())
