@@ -11,6 +11,7 @@ import click
 from fxquant import __version__
 from fxquant.cli.bench import bench
 from fxquant.cli.export import export
+from fxquant.cli.inspect import inspect
 from fxquant.cli.quantize import quantize
 from fxquant.cli.verify import verify
 from fxquant.errors import FxQuantError
@@ -31,7 +32,7 @@ def fxquant() -> None:
     """
 
 
-for command in (quantize, export, verify, bench):
+for command in (quantize, inspect, export, verify, bench):
     fxquant.add_command(command)
 
 
@@ -57,7 +58,10 @@ def run(arguments: list[str] | None = None) -> int:
         _say("error", error.format_message())
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted", "run the same command again to continue from the last checkpoint")
+        _say(
+            "interrupted",
+            "run the same command again: a quantize run continues from its last checkpoint",
+        )
         return EXIT_INTERRUPTED
     return code if isinstance(code, int) else 0
 

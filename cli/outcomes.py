@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import click
 from rich.console import Console
 from rich.table import Table
 
-from fxquant.cli.console import megabytes
+from fxquant.cli.console import megabytes, print_json
 from fxquant.exporters.latency import Benchmark, Latency
 from fxquant.exporters.parity import Difference, Parity
 
@@ -20,7 +18,7 @@ def print_parity(path: Path, parity: Parity, *, as_json: bool) -> None:
     """How close a file is to its student, to stdout."""
     if as_json:
         facts = {"file": str(path), **parity.to_dict()}
-        click.echo(json.dumps(facts, indent=1, allow_nan=False))
+        print_json(facts)
         return
     table = Table(title=f"{path.name} against its student, {parity.images} images")
     for name in ("", "SQNR", "max |difference|", "same decision"):
@@ -41,7 +39,7 @@ def print_program(path: Path, difference: Difference, *, as_json: bool) -> None:
     """How close a torch.export program is to its student, to stdout."""
     if as_json:
         facts = {"file": str(path), "passed": difference.passed, **asdict(difference)}
-        click.echo(json.dumps(facts, indent=1, allow_nan=False))
+        print_json(facts)
         return
     console = Console(highlight=False)
     console.print(f"file    {path} ({megabytes(path.stat().st_size)})", soft_wrap=True)
@@ -51,12 +49,12 @@ def print_program(path: Path, difference: Difference, *, as_json: bool) -> None:
 def print_benchmarks(benchmarks: list[Benchmark], *, as_json: bool) -> None:
     """Figures of files that were measured side by side, the first one's column first, to stdout."""
     if as_json:
-        click.echo(json.dumps([one.to_dict() for one in benchmarks], indent=1, allow_nan=False))
+        print_json([one.to_dict() for one in benchmarks])
         return
     table = Table(title="ONNX Runtime on this processor, median and quartiles")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for one in benchmarks:
-        table.add_column(one.file, justify="right", overflow="fold")
+        table.add_column(Path(one.file).name, justify="right", overflow="fold")
     if len(benchmarks) == 2:
         table.add_column("ratio", justify="right")
     for name, cells, numbers in _measured(benchmarks):

@@ -20,6 +20,7 @@ from fxquant.exporters.shield_float import shield_float
 from fxquant.exporters.sink_dequantize import sink_dequantize
 from fxquant.exporters.strip import strip
 from fxquant.exporters.tensor_names import name_tensors
+from fxquant.exporters.tensorrt import center_activations, float_biases, require_tensorrt
 from fxquant.exporters.unsign_activations import unsign_activations
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,21 @@ PORTABLE: tuple[Pass, ...] = (
     name_tensors,
 )
 
-LAYOUTS: dict[str, tuple[Pass, ...]] = {"runtime": RUNTIME, "portable": PORTABLE}
+# What TensorRT takes: int8 around zero, float biases.
+TENSORRT: tuple[Pass, ...] = (
+    center_activations,
+    float_biases,
+    share_scalars,
+    strip,
+    name_tensors,
+    require_tensorrt,
+)
+
+LAYOUTS: dict[str, tuple[Pass, ...]] = {
+    "runtime": RUNTIME,
+    "portable": PORTABLE,
+    "tensorrt": TENSORRT,
+}
 
 
 def apply_layout(model: ir.Model, layout: tuple[Pass, ...]) -> dict[str, int]:

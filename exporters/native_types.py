@@ -73,13 +73,13 @@ def _narrow_activation(graph: ir.Graph, grid: Grid, opset: int) -> bool:
         grid = Grid.of(grid.quantize)
     dtype, *ends = _FOUR_BITS[grid.zero_point.dtype.name]
     if opset >= _OPSET_4_BITS and [grid.low, grid.high] == ends and not _is_unsafe(grid):
-        _drop_clip(graph, grid)
+        drop_clip(graph, grid)
         set_zero_point(graph, Grid.of(grid.quantize), grid.zero_point.astype(dtype))
         return True
     if grid.clip is None:
         return shifted
-    _drop_clip(graph, grid)
-    _clip_in_float(graph, grid)
+    drop_clip(graph, grid)
+    clip_in_float(graph, grid)
     return True
 
 
@@ -148,13 +148,14 @@ def _after(grid: Grid) -> Iterator[ir.Node]:
                 waiting += node.outputs
 
 
-def _drop_clip(graph: ir.Graph, grid: Grid) -> None:
+def drop_clip(graph: ir.Graph, grid: Grid) -> None:
+    """Remove the integer Clip of a grid, if it has one."""
     if grid.clip is not None:
         grid.clip.outputs[0].replace_all_uses_with(grid.quantize.outputs[0])
         graph.remove(grid.clip, safe=True)
 
 
-def _clip_in_float(graph: ir.Graph, grid: Grid) -> None:
+def clip_in_float(graph: ir.Graph, grid: Grid) -> None:
     """Put a Clip before QuantizeLinear, to the numbers at the ends of the grid."""
     limits = np.iinfo(grid.zero_point.dtype)
     bounds = [

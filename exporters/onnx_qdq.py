@@ -39,10 +39,11 @@ def export_onnx(
     `input_shape` is (channels, height, width). The file's input is `input`, (batch, channels,
     height, width) with any batch size, its output `output`, or `output_0`, ... where there are
     several. `metadata` becomes the file's `metadata_props`. `layout` is `runtime`, made for
-    ONNX Runtime's integer kernels, or `portable`, ONNX's own types for any reader; `opset` the
-    oldest that has the types needed (see `choose_opset`). Raises ExportError where the student
-    is not calibrated or can't be translated, where ONNX Runtime can't load the outcome with or
-    without its optimisations, or the file can't be written; then nothing is written.
+    ONNX Runtime's integer kernels, `portable`, ONNX's own types for any reader, or `tensorrt`;
+    `opset` the oldest that has the types needed (see `choose_opset`). Raises ExportError where
+    the student is not calibrated, can't be translated or doesn't fit the layout, or where ONNX
+    Runtime can't load the outcome with or without its optimisations, and OutputError where the
+    file can't be written; then nothing is written.
     """
     path = Path(path)
     passes = _layout(layout)

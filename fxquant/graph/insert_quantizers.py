@@ -56,7 +56,7 @@ def insert_quantizers(gm: GraphModule, config: QConfig, ends: Collection[str] = 
     activations = {node: _activation_bits(node, plan) for node in gm.graph.nodes}
     activations = {node: bits for node, bits in activations.items() if bits is not None}
     for node, bits in activations.items():
-        _quantize_activation(gm, node, bits)
+        _quantize_activation(gm, node, QSpec(bits, config.symmetric_activations))
     return len(activations) + sum(_quantize_weight(gm, node, plan) for node in plan.layers)
 
 
@@ -127,9 +127,9 @@ def _refusal(node: Node) -> str | None:
     return None
 
 
-def _quantize_activation(gm: GraphModule, node: Node, bits: int) -> None:
+def _quantize_activation(gm: GraphModule, node: Node, spec: QSpec) -> None:
     name = f"{ACTIVATIONS}.{node.name}"
-    gm.add_submodule(name, Quantizer(QSpec(bits)))
+    gm.add_submodule(name, Quantizer(spec))
     with gm.graph.inserting_after(node):
         quantized = gm.graph.call_module(name, (node,))
     node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)

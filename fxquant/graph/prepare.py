@@ -26,8 +26,8 @@ class Prepared:
     `teacher` computes what the model does, with taps at batch norm inputs and features;
     `student` is the same network with folded batch norms, fake-quant nodes that are not
     calibrated yet, and the same feature taps. `rewrites` counts what each pass changed.
-    `left_out` is what the tracer could not look into, `notes` what it took for granted, and
-    `fixed_size` names the regions that are right at the traced size alone.
+    `left_out` is what tracing could not look into, `notes` what it took for granted, each a
+    sentence, and `fixed_size` the regions that are right at `input_shape` alone.
     """
 
     teacher: nn.Module

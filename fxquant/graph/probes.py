@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fxquant.errors import SettingError, TraceError
+from fxquant.shapes import InputShape, input_shapes
 
+# A parameter that one of these reads is a layer's weight, whatever module it belongs to.
+_LAYER_FUNCTIONS = {
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm"),
+    *("einsum", "deform_conv2d", "batch_norm", "lstm", "gru", "lstm_cell", "gru_cell"),
+    *("multi_head_attention_forward", "_native_multi_head_attention"),
+}
 # Largest difference between a graph and the model, relative to the largest output.
 _TOLERANCE = 1e-4
 # Larger images of unlike sides, then of like ones, then scaled: what is tried as another size.
@@ -33,15 +41,17 @@ class Probes:
     """Inputs of two batch sizes and, where the model takes it, of another size, with its outputs.
 
     `called` has the names of the modules that are called, `early` those of them that are reached
-    before any weight is used, `used` the ids of the parameters and buffers that take part.
+    before any weight is used, `used` the ids of the parameters and buffers that take part,
+    `multiplied` of those that a layer's function reads.
     """
 
-    def __init__(self, model: nn.Module, input_shape: tuple):
-        self.shapes = _shapes(input_shape)
+    def __init__(self, model: nn.Module, input_shape: InputShape):
+        self.shapes = input_shapes(input_shape)
         inputs = [probe_input(model, self.shapes, batch) for batch in (2, 1)]
         with _watched(model) as watch:
             outputs = [_first_run(model, inputs[0], self.shapes)]
-        self.called, self.early, self.used = watch.called, watch.early, watch.used
+        self.called, self.early = watch.called, watch.early
+        self.used, self.multiplied = watch.used, watch.multiplied
         outputs.append(run(model, inputs[1]))
         self.runs = [(x, y, False) for x, y in zip(inputs, outputs, strict=True)]
         self.runs += _at_another_size(model, self.shapes)
@@ -84,7 +94,7 @@ def probe_input(model: nn.Module, shapes: tuple, batch: int) -> tuple[Tensor, ..
     return tuple(torch.randn(batch, *s, generator=generator).to(device) for s in shapes)
 
 
-def run(model: nn.Module, args: tuple, kwargs: dict | None = None):
+def run(model: Callable, args: tuple, kwargs: dict | None = None):
     """Output of a call with copies of these arguments, without gradients."""
     with torch.no_grad():
         return model(*clone(args), **clone(kwargs or {}))
@@ -134,11 +144,6 @@ def _same_tensor(left: Tensor, right: Tensor) -> bool:
         return True
     difference = (left[finite] - right[finite]).abs().max()
     return bool(difference <= _TOLERANCE * right[finite].abs().max())
-
-
-def _shapes(input_shape: tuple) -> tuple[tuple[int, ...], ...]:
-    several = bool(input_shape) and not isinstance(input_shape[0], int)
-    return tuple(map(tuple, input_shape)) if several else (tuple(input_shape),)
 
 
 def _first_run(model: nn.Module, inputs: tuple, shapes: tuple):
@@ -209,14 +214,18 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.parameters, self.buffers = parameters, buffers
         self.used: set[int] = set()
+        self.multiplied: set[int] = set()
         self.called: set[str] = set()
         self.early: set[str] = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        tensors: set[int] = set()
         for value in (*args, *(kwargs or {}).values()):
-            for entry in value if isinstance(value, tuple | list) else (value,):
-                if id(entry) in self.parameters or id(entry) in self.buffers:
-                    self.used.add(id(entry))
+            tensors.update(map(id, value if isinstance(value, tuple | list) else (value,)))
+        tensors &= self.parameters | self.buffers
+        self.used |= tensors
+        if getattr(func, "__name__", "") in _LAYER_FUNCTIONS:
+            self.multiplied |= tensors
         return func(*args, **(kwargs or {}))
 
     def note_call(self, name: str) -> None:

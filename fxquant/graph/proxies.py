@@ -7,26 +7,20 @@ of what depends on no input, to a guard, and in modules that the recorder traces
 
 from __future__ import annotations
 
-import builtins
 import dis
 import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import wraps
 from types import FrameType
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.fx import Node, Proxy
 
-_FACTORIES = (
-    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn"),
-    *("tensor", "zeros"),
-)
-_isinstance, _len = isinstance, len
+# The real one: inside the recorder's blocks the builtin sees through proxies.
+_isinstance = isinstance
 
 
 class UnansweredError(Exception):
@@ -118,7 +112,10 @@ def _in_place(function: Callable) -> Callable:
     """`x += y` and its kin, recorded as `x = x + y` unless the recorder is told otherwise."""
 
     def method(self: ExampleProxy, other):
-        if not self.tracer.in_place or not isinstance(self.example, Tensor):
+        if not isinstance(self.example, Tensor):
+            return NotImplemented
+        self.tracer.recording.augmented = True
+        if not self.tracer.in_place:
             return NotImplemented
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
@@ -164,57 +161,3 @@ def proxies_in(*values) -> list[ExampleProxy]:
 def example_of(value):
     """The example of a proxy; any other value is its own."""
     return value.example if type(value) is ExampleProxy else value
-
-
-@contextmanager
-def proxy_aware_builtins() -> Iterator[None]:
-    """Inside the block, `isinstance`, `len`, `max`, `min` and torch's factories know proxies.
-
-    These take no part in `__torch_function__`. What they return for a proxy is right at every
-    size: `len` and its kin are recorded, `isinstance` looks at the example.
-    """
-    with ExitStack() as stack:
-        for name, function in {"isinstance": _aware_isinstance, "len": _aware_len}.items():
-            stack.enter_context(patch.object(builtins, name, function))
-        for name, function in {"max": max, "min": min}.items():
-            stack.enter_context(patch.object(builtins, name, _recording_numbers(function)))
-        for name in _FACTORIES:
-            stack.enter_context(patch.object(torch, name, _recording(getattr(torch, name))))
-        yield
-
-
-def _aware_isinstance(value, classes) -> bool:
-    if type(value) is not ExampleProxy:
-        return _isinstance(value, classes)
-    named = classes if _isinstance(classes, tuple) else (classes,)
-    return any(c is ExampleProxy or c is Proxy for c in named) or _isinstance(
-        value.example, classes
-    )
-
-
-def _aware_len(value) -> int:
-    if type(value) is ExampleProxy and _isinstance(value.example, Tensor):
-        return value.tracer.create_proxy("call_function", _len, (value,), {})
-    return _len(value)
-
-
-def _recording(function: Callable) -> Callable:
-    @wraps(function)
-    def recorded(*args, **kwargs):
-        proxies = proxies_in(args, kwargs)
-        if not proxies:
-            return function(*args, **kwargs)
-        return proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
-
-    return recorded
-
-
-def _recording_numbers(function: Callable) -> Callable:
-    recorded = _recording(function)
-
-    @wraps(function)
-    def compared(*args, **kwargs):
-        numbers = all(_isinstance(p.example, int | float) for p in proxies_in(args))
-        return recorded(*args, **kwargs) if numbers and not kwargs else function(*args, **kwargs)
-
-    return compared

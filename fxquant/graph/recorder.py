@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node, Tracer
 from torchvision import ops
 
+from fxquant.graph.aware_builtins import proxy_aware_builtins
 from fxquant.graph.failures import Failure, failure, source_line
 from fxquant.graph.guards import is_guard
 from fxquant.graph.proxies import (
@@ -22,7 +23,6 @@ from fxquant.graph.proxies import (
     example_of,
     map_values,
     proxies_in,
-    proxy_aware_builtins,
 )
 
 _LEAVES = (
@@ -58,7 +58,8 @@ class Recording:
     `graph` computes what it does; `failures` has the modules inside that became leaves because
     their forward can't be recorded, by name; `values` the places where a number was answered from
     the example; `passed` the guards that were taken as passing; `constants` are tensors made
-    while recording, which the graph reads as attributes.
+    while recording, which the graph reads as attributes; `augmented` says whether tensors were
+    changed by `+=` or its kin.
     """
 
     graph: Graph | None = None
@@ -66,6 +67,7 @@ class Recording:
     values: set[str] = field(default_factory=set)
     passed: set[str] = field(default_factory=set)
     constants: dict[str, Tensor] = field(default_factory=dict)
+    augmented: bool = False
 
 
 class Recorder(Tracer):
@@ -100,7 +102,7 @@ class Recorder(Tracer):
         self._names = {id(t): name for name, t in _tensors_of(module)}
         attributes = [(m, dict(vars(m))) for m in module.modules()]
         try:
-            with torch.no_grad(), proxy_aware_builtins():
+            with torch.no_grad(), proxy_aware_builtins(module):
                 self.recording.graph = self.trace(module)
             made = {k: t for t, k in self.tensor_attrs.items() if k not in attributes[0][1]}
             self.recording.constants = {k: t for k, t in made.items() if k in vars(module)}

@@ -1,196 +1,196 @@
-"""Finds the largest parts of a model that can be traced, and puts their graphs in place."""
+"""Finds the largest parts of a model that can be traced."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from torch import nn
-from torch.fx import GraphModule
+from torchvision.ops import FrozenBatchNorm2d
 
+from fxquant.graph.candidates import AT_THIS_SIZE, RIGHT, WRONG, Candidate, build
 from fxquant.graph.failures import Failure, failure
-from fxquant.graph.probes import Call, Probes, clone, run, same
+from fxquant.graph.probes import Call, Probes, clone
 from fxquant.graph.recorder import HOST, CalledTwiceError, Recorder, Recording, is_leaf
 
 logger = logging.getLogger(__name__)
 
-_RIGHT, _AT_THIS_SIZE, _WRONG = "right", "right at the traced size alone", "wrong"
 _WORDS = {
-    _AT_THIS_SIZE: "what torch.fx records of it is right at the traced size alone",
-    _WRONG: "what torch.fx records of it does not compute what it does",
+    AT_THIS_SIZE: "what torch.fx records of it is right at the traced size alone",
+    WRONG: "what torch.fx records of it does not compute what it does",
 }
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, FrozenBatchNorm2d)
 _ATTEMPTS = 8
-
-
-@dataclass(frozen=True)
-class Region:
-    """A graph that computes what the module `name` does, at the traced size alone if `fixed`."""
-
-    name: str
-    graph: GraphModule
-    recording: Recording
-    fixed: bool
+# How many modules' arguments are kept at a time.
+_CHUNK = 64
 
 
 class Search:
-    """The state of tracing one model: what is in place, what failed, what was noted."""
+    """What is known while one model is traced: `regions` by name, and what failed, by name."""
 
     def __init__(self, model: nn.Module, probes: Probes, leaves: Collection[type[nn.Module]]):
         self.model = model
         self.probes = probes
         self.leaves = tuple(leaves)
-        self.regions: dict[str, Region] = {}
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.regions: dict[str, Candidate] = {}
         self.failures: dict[str, Failure] = {}
-        self._original = dict(model.named_modules(remove_duplicate=False))
-        self._owners = _owners(self._original, probes.used)
+        self._weights = self._find_weights()
+        self._all_weights = set().union(*self._weights.values())
 
     def cover(self, name: str, calls: list[Call]) -> None:
         """Trace the module `name`, or else the largest parts of it that can be traced."""
-        if getattr(self._original[name], HOST, False):
-            self._cover_parts(name)
+        if isinstance(self.modules[name], self.leaves):
             return
-        region = self._attempt(name, calls)
-        if region is None:
-            self._cover_parts(name)
-            region = self._with_values(name, calls, {""})
-            if region is None:
-                return
-            self._forget(name)
-            self._place(region)
-        else:
-            self._place(region)
-            self._cover_leaves(region, calls)
-
-    def hidden(self, name: str) -> set[str]:
-        """Modules inside `name` with weights that take part and that no region shows."""
-        seen = set().union(
-            *(_seen(r.graph, r.recording, self.leaves) for r in self.regions.values())
-        )
-        return {
-            owner
-            for owner, tensors in self._owners.items()
-            if _is_inside(owner, name) and not self._in_users_leaf(owner) and tensors - seen
-        }
-
-    def _cover_leaves(self, region: Region, calls: list[Call]) -> None:
-        """Go into the leaves that tracing made; with values where weights stay unseen."""
-        inner = [_join(region.name, leaf) for leaf in region.recording.failures]
-        hosts = {n for n in self._hosts_in(region) if n not in inner}
-        self._note_failures(region)
-        for leaf in (*inner, *hosts):
-            if self.hidden(leaf):
-                self._cover_parts(leaf)
-        unseen = {leaf for leaf in inner if self.hidden(leaf)}
-        if not unseen:
+        if getattr(self.modules[name], HOST, False):
+            self.cover_parts([name])
             return
-        valued = {_relative(leaf, region.name) for leaf in unseen}
-        better = self._with_values(region.name, calls, valued)
-        if better is not None:
-            for leaf in unseen - {_join(region.name, n) for n in better.recording.failures}:
-                self._forget(leaf)
-            self._place(better)
+        best = self._attempt(name, calls)
+        if best is not None and best.verdict == RIGHT:
+            self.regions[name] = best
+            self._cover_leaves(best, calls)
+            return
+        self.cover_parts([name])
+        if self.hidden(name):
+            self._accept_fixed(best or self._record_and_judge(name, calls, {}, {""})[0], [name])
 
-    def _cover_parts(self, name: str) -> None:
-        """Cover the outermost modules inside `name` that are called and have weights."""
-        parts = self._parts(name)
-        if parts:
-            for part, calls in self.probes.calls(self.model, parts).items():
+    def cover_parts(self, names: Iterable[str]) -> None:
+        """Cover the outermost modules inside these that are called and have weights."""
+        unseen = self.hidden("")
+        parts = [part for name in names for part in self._parts(name, unseen)]
+        for first in range(0, len(parts), _CHUNK):
+            chunk = parts[first : first + _CHUNK]
+            for part, calls in self.probes.calls(self.model, chunk).items():
                 if calls:
                     self.cover(part, calls)
 
-    def _parts(self, name: str) -> list[str]:
-        parts: list[str] = []
-        for key, child in self._original[name].named_children():
-            part = _join(name, key)
-            if isinstance(child, self.leaves) or not self.hidden(part):
-                continue
-            parts += [part] if part in self.probes.called else self._parts(part)
-        return parts
+    def hidden(self, name: str) -> set[str]:
+        """Modules inside `name` with weights that take part and that no region shows."""
+        seen = set().union(*(region.seen for region in self.regions.values()))
+        return {
+            owner
+            for owner, tensors in self._weights.items()
+            if is_inside(owner, name) and tensors - seen
+        }
 
-    def _attempt(self, name: str, calls: list[Call]) -> Region | None:
-        """The region of a module, if its graph is right in all calls and shows any weights."""
-        forced: dict[str, Failure] = {}
-        fallback = None
-        for _ in range(_ATTEMPTS):
-            region, verdict = self._try(name, calls, forced)
-            if region is None:
-                break
-            if region.recording.failures and not _seen(region.graph, region.recording, self.leaves):
-                self._note_failures(region)
-                break
-            if verdict == _RIGHT:
-                return region
-            self.failures.setdefault(name, Failure("", 0, _WORDS[verdict]))
-            if verdict == _AT_THIS_SIZE and fallback is None:
-                fallback = replace(region, fixed=True)
-            wrong = self._wrong_modules(name) - set(forced)
-            if not wrong:
-                break
-            forced.update(dict.fromkeys(wrong, Failure("", 0, _WORDS[verdict])))
-        return fallback
+    def _cover_leaves(self, region: Candidate, calls: list[Call]) -> None:
+        """Go into the leaves that tracing made; with values where weights stay unseen."""
+        failed = {_join(region.name, n): why for n, why in region.recording.failures.items()}
+        self.failures.update(failed)
+        hosts = [n for n in self._called_by(region) if getattr(self.modules[n], HOST, False)]
+        self.cover_parts(name for name in (*failed, *hosts) if self.hidden(name))
+        unseen = [name for name in failed if self.hidden(name)]
+        if unseen:
+            values = {_relative(name, region.name) for name in unseen}
+            kept = {n: why for n, why in region.recording.failures.items() if n not in values}
+            found = self._record_and_judge(region.name, calls, kept, values)[0]
+            self._accept_fixed(found, unseen)
 
-    def _note_failures(self, region: Region) -> None:
+    def _accept_fixed(self, found: Candidate | None, instead_of: list[str]) -> None:
+        """Take a region for the traced size, if it shows more than the regions inside these."""
+        if found is None or found.verdict == WRONG:
+            return
+        before = dict(self.regions), dict(self.failures)
+        hidden_before = self.hidden(found.name)
+        for name in [n for n in self.regions if any(is_inside(n, outer) for outer in instead_of)]:
+            del self.regions[name]
+        self.regions[found.name] = replace(found, fixed=True)
+        leaves = {_join(found.name, n) for n in found.recording.failures}
+        self.cover_parts(name for name in leaves if self.hidden(name))
+        if len(self.hidden(found.name)) >= len(hidden_before):
+            self.regions, self.failures = before
+            return
+        for name in [n for n in self.failures if is_inside(n, found.name)]:
+            if not any(is_inside(name, leaf) for leaf in leaves):
+                del self.failures[name]
+        self._note(found)
+
+    def _note(self, region: Candidate) -> None:
         for leaf, why in region.recording.failures.items():
             self.failures.setdefault(_join(region.name, leaf), why)
 
-    def _try(
-        self, name: str, calls: list[Call], forced: dict[str, Failure], values: Collection[str] = ()
-    ) -> tuple[Region | None, str]:
-        """A graph of the module and what it is worth; the ways of recording it one by one."""
-        best: tuple[Region | None, str] = (None, _WRONG)
-        for bind_numbers, in_place in ((False, False), (True, False), (False, True)):
-            recording = self._record(name, calls[0], forced, values, bind_numbers, in_place)
-            if recording is None:
-                continue
-            region = Region(name, _build(self._original[name], recording, name), recording, False)
-            verdict = _judge(region.graph, calls)
-            if verdict == _RIGHT:
-                return region, verdict
-            if best[0] is None or best[1] == _WRONG:
-                best = (region, verdict)
+    def _attempt(self, name: str, calls: list[Call]) -> Candidate | None:
+        """The best graph of a module; wrong ones mended by making leaves of the culprits inside."""
+        forced: dict[str, Failure] = {}
+        best = None
+        for _ in range(_ATTEMPTS):
+            found, why = self._record_and_judge(name, calls, forced)
+            if found is None:
+                self.failures[name] = why
+                return best
+            if found.recording.failures and not found.seen & self._all_weights:
+                self._note(found)
+                return best
+            if found.verdict == RIGHT:
+                self.failures.pop(name, None)
+                return found
+            self.probes.check_deterministic(self.model)
+            self.failures[name] = Failure("", 0, _WORDS[found.verdict])
+            if found.verdict == AT_THIS_SIZE and best is None:
+                best = found
+            culprits = self._culprits(name) - set(forced)
+            if not culprits:
+                break
+            forced.update(dict.fromkeys(culprits, Failure("", 0, _WORDS[found.verdict])))
         return best
+
+    def _record_and_judge(
+        self, name: str, calls: list[Call], forced: dict[str, Failure], values: Collection = ()
+    ) -> tuple[Candidate | None, Failure | None]:
+        """The best of the ways of recording a module, or why there is none."""
+        best, why, augmented = None, None, False
+        for bind_numbers, in_place in ((False, False), (True, False), (False, True)):
+            if (in_place and not augmented) or (bind_numbers and not _has_numbers(calls[0])):
+                continue
+            result = self._record(name, calls[0], forced, values, bind_numbers, in_place)
+            if isinstance(result, Failure):
+                why = why or result
+                continue
+            found = build(self.modules[name], result, name, calls, self.leaves)
+            augmented = augmented or result.augmented
+            if found.verdict == RIGHT:
+                return found, None
+            if best is None or best.verdict == WRONG:
+                best = found
+        return best, why
 
     def _record(
         self, name: str, call: Call, forced: dict, values, bind_numbers: bool, in_place: bool
-    ) -> Recording | None:
+    ) -> Recording | Failure:
         forced = dict(forced)
         while True:
             recorder = Recorder(self.leaves, forced, values, bind_numbers, in_place)
             try:
-                return recorder.record(self._original[name], clone(call.args), clone(call.kwargs))
+                return recorder.record(self.modules[name], clone(call.args), clone(call.kwargs))
             except CalledTwiceError as error:
                 forced[error.name] = error.reason
             except Exception as error:
-                self.failures.setdefault(name, failure(error))
                 logger.debug("%s can't be traced", name or "the model", exc_info=True)
-                return None
+                return failure(error)
 
-    def _with_values(self, name: str, calls: list[Call], values: set[str]) -> Region | None:
-        """A region right at the traced size that shows weights which are hidden else, or None."""
-        if not self.hidden(name):
-            return None
-        before = len(self.hidden(name))
-        region, verdict = self._try(name, calls, {}, values)
-        if region is None or verdict == _WRONG:
-            return None
-        seen = _seen(region.graph, region.recording, self.leaves)
-        after = [n for n, ts in self._owners.items() if _is_inside(n, name) and ts - seen]
-        return replace(region, fixed=True) if len(after) < before else None
-
-    def _wrong_modules(self, name: str) -> set[str]:
+    def _culprits(self, name: str) -> set[str]:
         """The smallest modules inside `name` whose own graph is not right, relative to it."""
-        parts = self._called_inside(name)
         wrong: set[str] = set()
-        for part, calls in self.probes.calls(self.model, parts).items():
-            region, verdict = self._try(part, calls, {}) if calls else (None, _RIGHT)
-            if region is not None and verdict != _RIGHT:
-                wrong |= {_join(part, n) for n in self._wrong_modules(part)} or {part}
+        for part, calls in self.probes.calls(self.model, self._called_inside(name)).items():
+            found = self._record_and_judge(part, calls, {})[0] if calls else None
+            if found is not None and found.verdict != RIGHT:
+                wrong |= {_join(part, n) for n in self._culprits(part)} or {part}
         return {_relative(part, name) for part in wrong}
+
+    # Names.
+
+    def _parts(self, name: str, unseen: set[str]) -> list[str]:
+        parts: list[str] = []
+        for key, _ in self.modules[name].named_children():
+            part = _join(name, key)
+            if any(is_inside(owner, part) for owner in unseen):
+                parts += [part] if part in self.probes.called else self._parts(part, unseen)
+        return parts
 
     def _called_inside(self, name: str) -> list[str]:
         found: list[str] = []
-        for key, child in self._original[name].named_children():
+        for key, child in self.modules[name].named_children():
             part = _join(name, key)
             if part not in self.probes.called:
                 found += self._called_inside(part)
@@ -198,102 +198,31 @@ class Search:
                 found.append(part)
         return found
 
-    def _place(self, region: Region) -> None:
-        self.regions[region.name] = region
-        self.model = _put(self.model, region.name, self._original[region.name], region.graph)
-        _mark_inputs(region.graph, region.name in self.probes.early)
-
-    def _forget(self, name: str) -> None:
-        """Take the regions inside `name` out again."""
-        for inner in [n for n in self.regions if _is_inside(n, name)]:
-            graph = self.regions.pop(inner).graph
-            self.model = _put(self.model, inner, graph, self._original[inner])
-        for inner in [n for n in self.failures if _is_inside(n, name)]:
-            del self.failures[inner]
-
-    def _hosts_in(self, region: Region) -> list[str]:
+    def _called_by(self, region: Candidate) -> list[str]:
         targets = {str(n.target) for n in region.graph.graph.nodes if n.op == "call_module"}
-        names = [_join(region.name, target) for target in targets]
-        return [name for name in names if getattr(self._original[name], HOST, False)]
+        return [_join(region.name, target) for target in sorted(targets)]
 
-    def _in_users_leaf(self, name: str) -> bool:
-        above = [n for n in self._original if _is_inside(name, n)]
-        return any(isinstance(self._original[n], self.leaves) for n in above)
-
-
-def _build(module: nn.Module, recording: Recording, name: str) -> GraphModule:
-    for key, tensor in recording.constants.items():
-        setattr(module, key, tensor)
-    try:
-        gm = GraphModule(module, recording.graph, class_name=type(module).__name__)
-    finally:
-        for key in recording.constants:
-            delattr(module, key)
-    gm.meta["region"] = name
-    return gm.eval()
+    def _find_weights(self) -> dict[str, set[int]]:
+        """For each module with weights of its own that take part, their ids."""
+        users = [name for name, m in self.modules.items() if isinstance(m, self.leaves)]
+        found = {}
+        for name, module in self.modules.items():
+            own = {id(t) for t in (*module._parameters.values(), *module._buffers.values())}
+            is_layer = isinstance(module, _LAYERS)
+            tensors = own & (self.probes.used if is_layer else self.probes.multiplied)
+            if tensors and not any(is_inside(name, leaf) for leaf in users):
+                found[name] = tensors
+        return found
 
 
-def _judge(graph: GraphModule, calls: list[Call]) -> str:
-    for other_size in (False, True):
-        for call in calls:
-            if call.other_size is other_size and not _agrees(graph, call):
-                return _AT_THIS_SIZE if other_size else _WRONG
-    return _RIGHT
-
-
-def _agrees(graph: GraphModule, call: Call) -> bool:
-    try:
-        return same(run(graph, call.args, call.kwargs), call.output)
-    except Exception:  # a graph of another size's numbers fails in any way
-        return False
-
-
-def _seen(graph: GraphModule, recording: Recording, leaves: tuple) -> set[int]:
-    """Ids of the parameters and buffers that the graph shows, in leaves or as values."""
-    seen: set[int] = set()
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            value = graph
-            for key in node.target.split("."):
-                value = getattr(value, key)
-            seen.add(id(value))
-        elif node.op == "call_module" and node.target not in recording.failures:
-            module = graph.get_submodule(node.target)
-            if not getattr(module, HOST, False) and not isinstance(module, leaves):
-                seen |= {id(t) for t in (*module.parameters(), *module.buffers())}
-    return seen
-
-
-def _owners(modules: dict[str, nn.Module], used: set[int]) -> dict[str, set[int]]:
-    """For each module with tensors of its own that take part, the ids of its parameters."""
-    owners = {}
-    for name, module in modules.items():
-        own = [p for p in module._parameters.values() if p is not None]
-        own = own or [b for b in module._buffers.values() if b is not None and b.dim()]
-        tensors = {id(t) for t in own} & used
-        if tensors:
-            owners[name] = tensors
-    return owners
-
-
-def _put(model: nn.Module, name: str, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put `new` everywhere in `model` in place of `old`; the model itself at the name ''."""
-    if not name:
-        return new
-    for parent in list(model.modules()):
-        for key, child in parent.named_children():
-            if child is old:
-                setattr(parent, key, new)
-    return model
-
-
-def _mark_inputs(graph: GraphModule, early: bool) -> None:
-    for node in graph.graph.nodes:
-        source = node
-        while source.op == "call_function" and source.meta.get("entry") and source.args:
-            source = source.args[0]
-        if early and source.op == "placeholder":
-            node.meta["network_input"] = True
+def _has_numbers(call: Call) -> bool:
+    values = [*call.args, *call.kwargs.values()]
+    while values:
+        value = values.pop()
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return True
+        values += value if isinstance(value, tuple | list) else ()
+    return False
 
 
 def _join(outer: str, inner: str) -> str:
@@ -304,5 +233,6 @@ def _relative(name: str, outer: str) -> str:
     return name[len(outer) + 1 :] if outer else name
 
 
-def _is_inside(name: str, outer: str) -> bool:
+def is_inside(name: str, outer: str) -> bool:
+    """Whether a qualified name is that of `outer` or of a module inside it."""
     return not outer or name == outer or name.startswith(f"{outer}.")

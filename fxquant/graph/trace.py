@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from fxquant.errors import TraceError
+from fxquant.graph.candidates import Candidate, agrees, in_place, mark_network_input
 from fxquant.graph.failures import Failure
-from fxquant.graph.probes import Probes, run, same
-from fxquant.graph.search import Search
+from fxquant.graph.probes import Call, Probes
+from fxquant.graph.search import Search, is_inside
 
 
 @dataclass(frozen=True)
@@ -65,38 +66,62 @@ def trace(
     if not search.regions:
         probes.check_deterministic(model)
         raise _nothing_traced(search, types)
-    _check_whole(search, probes)
+    whole = _put_together(search)
+    if not search.regions:
+        raise _nothing_traced(search, types)
     return Traced(
-        search.model,
+        whole,
         tuple(_left_out(search, types)),
         tuple(_notes(search)),
         tuple(name for name, region in search.regions.items() if region.fixed),
     )
 
 
-def _check_whole(search: Search, probes: Probes) -> None:
-    """The model with its regions in place computes what it did."""
-    if list(search.regions) == [""]:
-        return
-    for inputs, expected, other_size in probes.runs:
-        fixed = any(region.fixed for region in search.regions.values())
-        if not (other_size and fixed) and not same(run(search.model, inputs), expected):
-            raise TraceError("the model with its traced parts in place computes something else")
+def _put_together(search: Search) -> nn.Module:
+    """The model with its regions in place, without those that the code around doesn't fit."""
+    for name in search.probes.early & set(search.regions):
+        mark_network_input(search.regions[name].graph)
+    if not _fits(search, search.regions):
+        kept: dict[str, Candidate] = {}
+        for name, region in search.regions.items():
+            if _fits(search, kept | {name: region}):
+                kept[name] = region
+            else:
+                search.failures[name] = Failure("", 0, "the code around it needs more than a graph")
+        search.regions = kept
+    with in_place(search.model, search.modules, search.regions) as whole:
+        return copy.deepcopy(whole)
+
+
+def _fits(search: Search, regions: dict[str, Candidate]) -> bool:
+    """Whether the model with these regions in place computes what it did."""
+    if list(regions) == [""]:
+        return True  # checked as a region
+    fixed = any(region.fixed for region in regions.values())
+    with in_place(search.model, search.modules, regions) as whole:
+        return all(
+            agrees(whole, Call(inputs, {}, expected, other_size))
+            for inputs, expected, other_size in search.probes.runs
+            if not (other_size and fixed)
+        )
 
 
 def _left_out(search: Search, types: dict[str, str]) -> list[LeftOut]:
-    outer_first = sorted(search.failures)
+    """What failed and is in no region, inner modules first to claim the weights they hide."""
     found: list[LeftOut] = []
-    claimed: set[str] = set()
-    for name in reversed(outer_first):
-        if name in search.regions:
+    unclaimed = search.hidden("")
+    for name in sorted(search.failures, reverse=True):
+        hidden = {owner for owner in unclaimed if is_inside(owner, name)}
+        if name in search.regions and not hidden:
             continue
-        hidden = search.hidden(name) - claimed
-        claimed |= hidden
+        unclaimed -= hidden
         why = search.failures[name]
         found.append(
             LeftOut(name, types[name], why.file, why.line, why.reason, tuple(sorted(hidden)))
         )
+    if unclaimed:
+        reason = "its code uses these weights outside of what could be traced"
+        found.append(LeftOut("", types[""], "", 0, reason, tuple(sorted(unclaimed))))
     return found[::-1]
 
 
