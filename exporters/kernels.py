@@ -12,7 +12,7 @@ import onnx
 from fxquant.exporters.external import load_model_without_data
 from fxquant.exporters.runtime import make_session
 
-_CONVOLUTIONS = frozenset({"Conv"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _LINEAR = frozenset({"Gemm", "MatMul"})
 _INTEGER_CONVOLUTIONS = frozenset({"QLinearConv", "ConvInteger"})
 _INTEGER_LINEAR = frozenset(

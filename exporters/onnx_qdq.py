@@ -19,6 +19,7 @@ from fxquant.exporters.layouts import LAYOUTS, apply_layout
 from fxquant.exporters.opsets import IR_VERSIONS, choose_opset
 from fxquant.exporters.runtime import make_session
 from fxquant.graph.snap_biases import snap_biases
+from fxquant.inputs import Shapes
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def export_onnx(
     student: nn.Module,
     path: str | Path,
     *,
-    input_shape: tuple[int, ...],
+    input_shape: Shapes,
     metadata: Mapping[str, str] | None = None,
     layout: str = "runtime",
     opset: int | None = None,
@@ -36,14 +37,15 @@ def export_onnx(
 
     Its biases are first put on the int32 grid of the integer kernels, in place (`snap_biases`).
 
-    `input_shape` is (channels, height, width). The file's input is `input`, (batch, channels,
-    height, width) with any batch size, its output `output`, or `output_0`, ... where there are
-    several. `metadata` becomes the file's `metadata_props`. `layout` is `runtime`, made for
-    ONNX Runtime's integer kernels, `portable`, ONNX's own types for any reader, or `tensorrt`;
-    `opset` the oldest that has the types needed (see `choose_opset`). Raises ExportError where
-    the student is not calibrated, can't be translated or doesn't fit the layout, or where ONNX
-    Runtime can't load the outcome with or without its optimisations, and OutputError where the
-    file can't be written; then nothing is written.
+    `input_shape` is (channels, height, width), or a tuple of such shapes where the model takes
+    several inputs. The file's input is `input`, (batch, channels, height, width) with any batch
+    size, or those that forward names where there are several; its output is `output`, or
+    `output_0`, ... or the keys of a dict. `metadata` becomes the file's `metadata_props`.
+    `layout` is `runtime`, made for ONNX Runtime's integer kernels, `portable`, ONNX's own types
+    for any reader, or `tensorrt`; `opset` the oldest that has the types needed (see
+    `choose_opset`). Raises ExportError where the student is not calibrated, can't be translated
+    or doesn't fit the layout, or where ONNX Runtime can't load the outcome with or without its
+    optimisations, and OutputError where the file can't be written; then nothing is written.
     """
     path = Path(path)
     passes = _layout(layout)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxquant.datafree.objective import flatten
 from fxquant.errors import ExportError, ParityError
 from fxquant.exporters.capture import to_program
 from fxquant.exporters.custom_ops import (
@@ -25,6 +24,7 @@ from fxquant.exporters.parity import Difference, compare
 from fxquant.exporters.runtime import BATCH
 from fxquant.files import write_atomic
 from fxquant.graph.snap_biases import snap_biases
+from fxquant.inputs import Shapes, flatten
 
 FACTS = "fxquant.json"
 # What torch.export notes of each node that only its own developers read.
@@ -35,13 +35,13 @@ def export_pt2(
     student: nn.Module,
     path: str | Path,
     *,
-    input_shape: tuple[int, ...],
+    input_shape: Shapes,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `student` to `path` as an exported program of aten operators; the path.
 
     `torch.export.load(path).module()` computes what the student does for any number of images of
-    `input_shape`, (channels, height, width). Weights are int8 whatever their width. `metadata` is
+    `input_shape`, as export_onnx takes it. Weights are int8 whatever their width. `metadata` is
     the extra file `fxquant.json`. Biases are first put on their grid, in place. Raises
     ExportError where the student is not calibrated or can't be exported.
     """

@@ -7,6 +7,7 @@ what does nothing in evaluation (dropout, identity) has no box.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch.fx import GraphModule, Node
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, Tap, is_tap
 from fxquant.graph.ops import kind, module_of
 from fxquant.graph.prepare import Prepared
+from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import REGION, all_nodes, qualify, region_of, regions
 from fxquant.quantizer import Quantizer
-from fxquant.report.floating import float_reason
-from fxquant.report.layers import layer_nodes
+from fxquant.report.floating import module_path
+from fxquant.report.layers import Layer
 
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _NO_FUNCTION = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
@@ -53,9 +55,9 @@ class Part:
     boxes: list[Box]
 
 
-def fold(prepared: Prepared, rows: list[dict[str, Any]]) -> list[Part]:
-    """The boxes of each region; `rows` are the facts about the layers, as `describe` gives them."""
-    row_of = dict(zip(layer_nodes(prepared.student), rows, strict=False))
+def fold(prepared: Prepared, layers: Sequence[Layer]) -> list[Part]:
+    """The boxes of each region; `layers` are those of `list_layers`."""
+    row_of = {layer.node: layer.row for layer in layers if layer.node is not None}
     bn_taps = _bn_taps(prepared.teacher)
     parts = []
     for region in regions(prepared.student):
@@ -161,9 +163,6 @@ def _takes_out(node: Node, source: object) -> bool:
 
 
 def _path(node: Node) -> str:
-    """Qualified name of the module whose forward has the node."""
-    if node.op == "call_module":
-        return qualify(region_of(node), str(node.target))
-    layer = node.meta.get("layer")
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return qualify(region_of(node), str(layer or (stack[-1][0] if stack else "")))
+    """Qualified name of the module that a node calls, or whose forward has it."""
+    layer = node.meta.get("layer", node.target if node.op == "call_module" else None)
+    return module_path(node) if layer is None else qualify(region_of(node), str(layer))

@@ -11,9 +11,10 @@ from types import FunctionType, MethodType
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.leaves import HOST
 from fxquant.graph.probes import Call, run, same
 from fxquant.graph.proxies import map_values
-from fxquant.graph.recorder import HOST, Recording
+from fxquant.graph.recorder import Recording
 
 RIGHT, AT_THIS_SIZE, WRONG = "right", "right at the traced size alone", "wrong"
 

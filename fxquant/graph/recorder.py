@@ -7,16 +7,16 @@ import operator
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType, FunctionType
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node, Tracer
-from torchvision import ops
 
 from fxquant.graph.aware_builtins import proxy_aware_builtins
 from fxquant.graph.failures import Failure, failure, source_line
 from fxquant.graph.guards import is_guard
+from fxquant.graph.leaves import is_leaf
 from fxquant.graph.proxies import (
     ExampleProxy,
     UnansweredError,
@@ -24,23 +24,13 @@ from fxquant.graph.proxies import (
     map_values,
     proxies_in,
 )
+from fxquant.graph.structure import describe, hides_weights, is_structure, tidy
 
-_LEAVES = (
-    *(ops.FrozenBatchNorm2d, ops.StochasticDepth, ops.DeformConv2d, ops.MultiScaleRoIAlign),
-    *(ops.RoIAlign, ops.RoIPool, ops.PSRoIAlign, ops.PSRoIPool),
-)
-_CONTAINERS = (
-    *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer),
-    *(nn.TransformerEncoder, nn.TransformerEncoderLayer),
-    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
-)
 # What returns parts of its tensor: taking one of them brings in nothing from outside the graph.
 _SPLITS = {
     *("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "hsplit", "vsplit"),
     *("dsplit", "unsafe_chunk", "unsafe_split"),
 }
-_RANK = {"dim", "ndim", "ndimension"}
-HOST = "fxquant_host"
 
 
 class CalledTwiceError(Exception):
@@ -68,6 +58,10 @@ class Recording:
     passed: set[str] = field(default_factory=set)
     constants: dict[str, Tensor] = field(default_factory=dict)
     augmented: bool = False
+
+    def noted(self) -> tuple[set[str], set[str]]:
+        """Copies of the guards passed and the places of values so far."""
+        return set(self.passed), set(self.values)
 
 
 class Recorder(Tracer):
@@ -110,7 +104,7 @@ class Recorder(Tracer):
             for submodule, before in attributes:
                 vars(submodule).clear()
                 vars(submodule).update(before)
-        _tidy(self.recording.graph)
+        tidy(self.recording.graph)
         return self.recording
 
     # What torch.fx asks for while it traces.
@@ -124,7 +118,7 @@ class Recorder(Tracer):
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
-        last, depth = self._last_node(), len(self.module_stack)
+        last, depth, noted = self._last_node(), len(self.module_stack), self.recording.noted()
         try:
             result = super().call_module(m, forward, args, kwargs)
         except CalledTwiceError:
@@ -136,6 +130,7 @@ class Recorder(Tracer):
             if name in self._entered:
                 raise CalledTwiceError(name, reason) from error
             self._erase_after(last)
+            self.recording.passed, self.recording.values = noted
             self.recording.failures[name] = reason
             return super().call_module(m, forward, args, kwargs)
         self._entered.add(name)
@@ -176,10 +171,10 @@ class Recorder(Tracer):
         if target is torch._assert and example_of(args[0]):
             self.recording.passed.add(source_line(inspect.currentframe()))
             return None
-        if kind == "call_function" and _hides_weights(target, args, kwargs):
+        if kind == "call_function" and hides_weights(target, args, kwargs):
             return target(*args, **kwargs)
         result = self._run(kind, target, args, kwargs)
-        if _is_structure(kind, target, args, kwargs, result):
+        if is_structure(kind, target, args, kwargs, result):
             return result
         constant = kind != "call_module" and all(p.constant for p in proxies_in(args, kwargs))
         node = self.create_node(
@@ -201,7 +196,7 @@ class Recorder(Tracer):
         if proxy.constant:
             return proxy.example
         if not self._may_use_values():
-            raise UnansweredError(question.format(_describe(proxy)))
+            raise UnansweredError(question.format(describe(proxy)))
         self.recording.values.add(source_line(inspect.currentframe()))
         return proxy.example
 
@@ -231,7 +226,7 @@ class Recorder(Tracer):
     def _wrap(self, node: Node, value, constant: bool = False):
         """What a node gives, as proxies; lists, tuples and dicts as such with proxies in them."""
         if isinstance(value, Tensor):
-            node.meta["shape"] = value.shape
+            node.meta["shape"], node.meta["dtype"] = value.shape, value.dtype
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, dict):
@@ -282,70 +277,5 @@ class Recorder(Tracer):
         self._tensors = {k: p for k, p in self._tensors.items() if p.node not in erased}
 
 
-def is_leaf(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> bool:
-    """Whether a module is recorded as one call."""
-    if isinstance(module, (*leaves, *_LEAVES)) or getattr(module, HOST, False):
-        return True
-    owner = next((base for base in type(module).__mro__ if "forward" in vars(base)), nn.Module)
-    return owner.__module__.startswith("torch.nn.") and owner not in _CONTAINERS
-
-
 def _tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
-
-
-def _hides_weights(target, args: tuple, kwargs: dict) -> bool:
-    """Whether a function of the model's own, kept as one call by `fx.wrap`, is given weights."""
-    if not isinstance(target, FunctionType) or target.__module__.split(".")[0] == "torch":
-        return False
-    return any(isinstance(p.example, nn.Parameter) for p in proxies_in(args, kwargs))
-
-
-def _is_structure(kind: str, target, args: tuple, kwargs: dict, result) -> bool:
-    """Whether a result is no number and comes from none: the same for every input."""
-    if isinstance(result, torch.dtype | torch.layout | str | type):
-        return True
-    name = args[1] if target is getattr else getattr(target, "__name__", target)
-    asked = example_of(args[0]) if args else None
-    if isinstance(asked, Tensor):
-        is_constant = args[0].constant if type(args[0]) is ExampleProxy else True
-        if is_constant and name in ("shape", "size", "numel"):
-            return True
-        says_kind = target is getattr or str(name).startswith("is_")
-        return name in _RANK or (says_kind and isinstance(result, bool))
-    examples = [p.example for p in proxies_in(args, kwargs)]
-    plain = not any(isinstance(e, Tensor | int | float | torch.Size) for e in examples)
-    return isinstance(result, bool) and plain
-
-
-def _describe(proxy: ExampleProxy) -> str:
-    if isinstance(proxy.example, Tensor):
-        return "the values of a tensor"
-    ancestors, queue = set(), [proxy.node]
-    while queue:
-        node = queue.pop()
-        if node not in ancestors:
-            ancestors.add(node)
-            queue += node.all_input_nodes
-    if any(node.target in ("item", "tolist") for node in ancestors):
-        return "the values of a tensor"
-    return "the size of a tensor"
-
-
-def _tidy(graph: Graph) -> None:
-    """Drop questions about structure that nothing reads; the input of a layer comes first."""
-    for node in reversed(graph.nodes):
-        pure = node.target in (operator.getitem, getattr) or node.target in ("size", "dim")
-        number = node.op == "call_function" and getattr(node.target, "__module__", "") in (
-            *("_operator", "math", "builtins"),
-        )
-        is_read = node.users or node.op in ("placeholder", "output")
-        unread = not is_read and node.target is not operator.setitem
-        if unread and (pure or (number and "shape" not in node.meta)):
-            graph.erase_node(node)
-        node.meta.pop("entries", None)
-        if node.op == "call_module" and not node.args and "input" in node.kwargs:
-            rest = dict(node.kwargs)
-            node.args, node.kwargs = (rest.pop("input"),), rest
-        if node.op == "output":
-            node.type = None

@@ -11,8 +11,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fxquant.graph.candidates import AT_THIS_SIZE, RIGHT, WRONG, Candidate, build
 from fxquant.graph.failures import Failure, failure
+from fxquant.graph.leaves import HOST, is_leaf
 from fxquant.graph.probes import Call, Probes, clone
-from fxquant.graph.recorder import HOST, CalledTwiceError, Recorder, Recording, is_leaf
+from fxquant.graph.recorder import CalledTwiceError, Recorder, Recording
 
 logger = logging.getLogger(__name__)
 

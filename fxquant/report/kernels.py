@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from fxquant.graph.ops import kind, module_of
+from fxquant.graph.ops import is_transposed, kind, module_of
 from fxquant.graph.snap_biases import input_quantizer
 from fxquant.quantizer import Quantizer
-from fxquant.report.macs import is_transposed
 
 FLOAT = "it stays in floating point"
 INPUT = "its input is not quantized"
@@ -20,10 +19,8 @@ OUTPUT = "its output is read in floating point"
 TRANSPOSED = "ONNX Runtime has no integer kernel for transposed convolutions"
 
 
-def predict_kernel(node: Node, *, quantized: bool) -> str | None:
-    """Why a layer of a student will not run in an integer kernel; None where it will."""
-    if not quantized:
-        return FLOAT
+def predict_kernel(node: Node) -> str | None:
+    """Why a quantized layer will not run in an integer kernel; None where it will."""
     if is_transposed(node):
         return TRANSPOSED
     if input_quantizer(node) is None:
