@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fxquant.cli.models import model_options, restore_run
-from fxquant.cli.options import LAYOUT, OPSET
+from fxquant.cli.options import LAYOUT, NMS, OPSET
 
 
 @click.command(short_help="Write another file of a finished run.")
@@ -23,6 +23,7 @@ from fxquant.cli.options import LAYOUT, OPSET
 )
 @click.option("--layout", type=LAYOUT, help="Of an ONNX file.  [default: runtime]")
 @click.option("--opset", type=OPSET, help="Of an ONNX file.  [default: the oldest that fits]")
+@NMS
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -36,6 +37,7 @@ def export(
     kind: str,
     layout: str | None,
     opset: int | None,
+    nms: bool,
     output: Path | None,
     as_json: bool,
     **where,
@@ -54,8 +56,8 @@ def export(
     from fxquant.exporters.parity import require_parity
     from fxquant.run_folder import PROGRAM
 
-    if kind != "onnx" and (layout or opset):
-        raise click.UsageError("--layout and --opset go with --format onnx")
+    if kind != "onnx" and (layout or opset or nms):
+        raise click.UsageError("--layout, --opset and --with-nms go with --format onnx")
     run = restore_run(folder, **where)
     if kind == "float":
         path = export_float_again(run, output or folder / "float.onnx")
@@ -67,7 +69,7 @@ def export(
         return 0
     layout = layout or "runtime"
     path = output or folder / f"model-{layout}.onnx"
-    parity = export_again(run, path, Form(layout, opset))
+    parity = export_again(run, path, Form(layout, opset, nms))
     print_parity(path, parity, as_json=as_json)
     require_parity(parity)
     return 0

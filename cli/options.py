@@ -70,6 +70,12 @@ NETWORK: tuple[Option, ...] = (
     ),
     click.option("--input-shape", type=SHAPE, metavar="C,H,W", help="Shape of one input image."),
 )
+NMS: Option = click.option(
+    "--with-nms",
+    "nms",
+    is_flag=True,
+    help="Let a RetinaNet's ONNX file give detections in place of raw predictions.",
+)
 CONFIG: Option = click.option(
     "--config",
     "config_file",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fxquant.cli.options import CHANNEL_VALUES, CONFIG, LAYOUT, NETWORK, OPSET, WIDTHS, takes
+from fxquant.cli.options import CHANNEL_VALUES, CONFIG, LAYOUT, NETWORK, NMS, OPSET, WIDTHS, takes
 
 
 @click.command(short_help="Quantize a trained network without data.")
@@ -39,6 +39,7 @@ from fxquant.cli.options import CHANNEL_VALUES, CONFIG, LAYOUT, NETWORK, OPSET, 
 )
 @click.option("--layout", type=LAYOUT, help="Of the ONNX file.  [default: runtime]")
 @click.option("--opset", type=OPSET, help="Of the ONNX file.  [default: the oldest that fits]")
+@NMS
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 def quantize(model: str, **options) -> int:
     """Quantize MODEL without data and export it.

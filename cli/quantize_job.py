@@ -13,6 +13,7 @@ from fxquant.cli.progress import ProgressWatcher
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.exporters.artifacts import export
+from fxquant.exporters.detections import retinanet_of
 from fxquant.exporters.files import Form
 from fxquant.exporters.parity import Parity, require_parity
 from fxquant.graph.prepare import Prepared, prepare
@@ -34,10 +35,12 @@ def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -
     if options["arch"]:
         facts["arch"] = options["arch"]
     how = {
-        "form": Form(options["layout"] or "runtime", options["opset"]),
+        "form": Form(options["layout"] or "runtime", options["opset"], options["nms"]),
         "program": "pt2" in options["formats"],
     }
     prepared = prepare(loaded.module, settings.config, settings.input_shape)
+    if options["nms"]:
+        retinanet_of(prepared.student)
     check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
     with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
         if folder.finished:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
-from fxquant.exporters.external import data_file, load_model_without_data
+from fxquant.exporters.external import edited_copy, load_model_without_data
 from fxquant.exporters.freeze import FrozenQuantizer
 from fxquant.exporters.runtime import BATCH, make_session, run_batches
 from fxquant.exporters.tensor_names import quantizer_tensor
@@ -81,11 +79,7 @@ def _file_integers(
     tensors = {quantizer_tensor(name, taken): name for name in names}
     exposed = [n for node in model.graph.node for n in node.output if n in tensors]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
-    with tempfile.TemporaryDirectory() as folder:
-        if data_file(path).exists():
-            shutil.copy(data_file(path), folder)
-        copy = Path(folder) / path.name
-        onnx.save(model, copy)
+    with edited_copy(model, path) as copy:
         session = make_session(copy, optimize=optimize)
         parts = list(run_batches(session, images, exposed))
     return {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -47,6 +49,17 @@ def data_file(path: Path) -> Path:
 def load_model_without_data(path: str | Path) -> onnx.ModelProto:
     """The model in a file; weights that lie outside stay there."""
     return onnx.load(path, load_external_data=False)
+
+
+@contextmanager
+def edited_copy(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
+    """A file for the block, of `model`, that was read from `path` without data and then changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        if data_file(path).exists():
+            shutil.copy(data_file(path), folder)
+        copy = Path(folder) / path.name
+        onnx.save(model, copy)
+        yield copy
 
 
 def size_on_disk(path: str | Path) -> int:

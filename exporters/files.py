@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxquant import __version__
+from fxquant.exporters.detections import add_detections, retinanet_of
 from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.parity import Difference, Parity, check_parity
 from fxquant.exporters.pt2 import check_pt2, export_pt2
@@ -18,10 +19,14 @@ from fxquant.settings import Settings
 
 @dataclass(frozen=True)
 class Form:
-    """How a file is written: its layout, and its opset where that is not the oldest that fits."""
+    """How a file is written: its layout, and its opset where that is not the oldest that fits.
+
+    With `nms` a RetinaNet's file gives detections in place of raw predictions.
+    """
 
     layout: str = "runtime"
     opset: int | None = None
+    nms: bool = False
 
 
 RUNTIME = Form()
@@ -54,6 +59,8 @@ def write_onnx(
     The file says in its metadata what it was made from, and whether it computes what the student
     does. Raises ExportError.
     """
+    if form.nms:
+        retinanet_of(student)
     export_onnx(
         student,
         path,
@@ -62,6 +69,8 @@ def write_onnx(
         layout=form.layout,
         opset=form.opset,
     )
+    if form.nms:
+        add_detections(student, path, origin.settings.input_shape)
     return check_parity(student, path, images)
 
 

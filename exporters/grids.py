@@ -59,3 +59,10 @@ def only_reader(node: ir.Node, op_type: str) -> ir.Node | None:
     if output.is_graph_output() or len(readers) != 1 or readers[0].op_type != op_type:
         return None
     return readers[0]
+
+
+def drop_clip(graph: ir.Graph, grid: Grid) -> None:
+    """Remove the integer Clip of a grid, if it has one."""
+    if grid.clip is not None:
+        grid.clip.outputs[0].replace_all_uses_with(grid.quantize.outputs[0])
+        graph.remove(grid.clip, safe=True)

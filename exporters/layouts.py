@@ -41,8 +41,9 @@ RUNTIME: tuple[Pass, ...] = (
     name_tensors,
 )
 
-# What any reader of Q/DQ files understands: ONNX's own types, quantizers beside dequantizers.
+# What any reader of Q/DQ files understands: ONNX's own types, and a Clip where there is none.
 PORTABLE: tuple[Pass, ...] = (
+    fold_clips,
     narrow_weights,
     pack_weights,
     narrow_activations,

@@ -6,8 +6,7 @@ for each of these types before and after 28 operators:
 - int2 and uint2: nearly every op between two quantizers is made one on integers, for which there
   is no kernel. Weights of 2 bits are stored so, and cast (`pack_weights`).
 - int4 and uint4 around a MaxPool, also one behind ops that only move numbers: no kernel.
-- int4 and uint4 after a Clip: it throws. So only grids that fill a type may have it, and those of
-  2 and 3 bits are 8-bit with a Clip.
+- int4 and uint4 after a Clip: it throws.
 - int4 and uint4 after a ReLU, where the zero point is not the grid's smallest number: the ReLU is
   dropped, and negative numbers come out.
 - int8 from opset 21 on, read by MaxPool or an op that only moves numbers: a QuantizeLinear of two
@@ -23,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.exporters.constants import constant
-from fxquant.exporters.grids import Grid, grids
+from fxquant.exporters.grids import Grid, drop_clip, grids
 from fxquant.exporters.sink_dequantize import MOVES
 from fxquant.exporters.unsign_activations import set_zero_point, unsign
 
@@ -56,9 +55,9 @@ def narrowest(numbers: np.ndarray, opset: int) -> ir.DataType | None:
 def narrow_activations(model: ir.Model) -> int:
     """Let activations of 4 bits be uint4 or int4, where that is safe; the number changed.
 
-    A grid that doesn't fill its type has a float Clip before QuantizeLinear in place of the
-    integer one behind it: quantizers and dequantizers are then neighbours, which is what readers
-    of such files look for, and ONNX has no Clip for 4-bit types. It changes no number.
+    Those of other widths keep the 8-bit type and the integer Clip behind their QuantizeLinear: ONNX
+    has no Clip for 4-bit types, and a Clip in floating point before it makes OpenVINO compute
+    something else. It changes no number.
     """
     opset = model.opset_imports[""]
     return sum(_narrow_activation(model.graph, grid, opset) for grid in grids(model))
@@ -76,11 +75,7 @@ def _narrow_activation(graph: ir.Graph, grid: Grid, opset: int) -> bool:
         drop_clip(graph, grid)
         set_zero_point(graph, Grid.of(grid.quantize), grid.zero_point.astype(dtype))
         return True
-    if grid.clip is None:
-        return shifted
-    drop_clip(graph, grid)
-    clip_in_float(graph, grid)
-    return True
+    return shifted
 
 
 def _dequantizes_weight(node: ir.Node) -> bool:
@@ -146,30 +141,3 @@ def _after(grid: Grid) -> Iterator[ir.Node]:
             yield node
             if node.op_type in MOVES:
                 waiting += node.outputs
-
-
-def drop_clip(graph: ir.Graph, grid: Grid) -> None:
-    """Remove the integer Clip of a grid, if it has one."""
-    if grid.clip is not None:
-        grid.clip.outputs[0].replace_all_uses_with(grid.quantize.outputs[0])
-        graph.remove(grid.clip, safe=True)
-
-
-def clip_in_float(graph: ir.Graph, grid: Grid) -> None:
-    """Put a Clip before QuantizeLinear, to the numbers at the ends of the grid."""
-    limits = np.iinfo(grid.zero_point.dtype)
-    bounds = [
-        None if bound == end else _bound(graph, grid, bound, what)
-        for bound, end, what in (
-            (grid.low, limits.min, "low"),
-            (grid.high, limits.max, "high"),
-        )
-    ]
-    clip = ir.node("Clip", [grid.quantize.inputs[0], *bounds])
-    graph.insert_before(grid.quantize, clip)
-    grid.quantize.replace_input_with(0, clip.outputs[0])
-
-
-def _bound(graph: ir.Graph, grid: Grid, bound: int, what: str) -> ir.Value:
-    number = (np.float32(bound) - grid.zero_point.astype(np.float32)) * grid.scale
-    return constant(graph, f"{grid.quantize.inputs[1].name}.{what}", np.float32(number))

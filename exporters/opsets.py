@@ -21,8 +21,9 @@ def choose_opset(student: nn.Module, layout: str, asked: int | None) -> int:
     """The asked one, else the oldest that has the types which the student's widths want.
 
     The oldest of all is 18, the first that torch exports to; 4-bit types came with 21, 2-bit ones
-    with 25. Under an older one integers take the next wider type that it has. Raises ExportError
-    where there is no such opset.
+    with 25, which readers other than ONNX Runtime don't know yet: portable files have them only
+    where it is asked for. Under an older opset integers take the next wider type that it has.
+    Raises ExportError where there is no such opset.
     """
     if asked is None:
         return _oldest_that_fits(student, layout)
@@ -40,7 +41,8 @@ def _oldest_that_fits(student: nn.Module, layout: str) -> int:
         return OLDEST
     weights = {module_of(layer.args[1]).spec.bits for layer in quantized_layers(student)}
     everywhere = {m.spec.bits for m in student.modules() if isinstance(m, Quantizer)}
+    if layout == "portable":
+        return OPSET_4_BITS if min(weights) <= 4 or 4 in everywhere else OLDEST
     if 2 in weights:
         return OPSET_2_BITS
-    narrow = min(weights) <= 4 or (layout == "portable" and 4 in everywhere)
-    return OPSET_4_BITS if narrow else OLDEST
+    return OPSET_4_BITS if min(weights) <= 4 else OLDEST

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import ParityError
+from fxquant.exporters.detections import raw_predictions
 from fxquant.exporters.divergence import first_divergence
 from fxquant.exporters.external import size_on_disk
 from fxquant.exporters.kernels import count_kernels
@@ -113,7 +114,7 @@ def check_parity(
     Where the model takes several inputs, `images` has one such tensor each. `student` is the one
     that was exported, or its frozen form. The outcome is written to the file's metadata as
     `fxquant.parity`, `passed` or `failed`, unless `record` is False. Raises ExportError where
-    ONNX Runtime can't load the file.
+    ONNX Runtime can't load the file. Of a file with detections the predictions inside are compared.
     """
     path = Path(path)
     student = copy.deepcopy(student).cpu().eval()
@@ -123,11 +124,12 @@ def check_parity(
     exact = copy.deepcopy(student).double()
     doubles = tuple(x.double() for x in images)
     references = [_student_outputs(student, images), _student_outputs(exact, doubles)]
-    off, on = (_closest(references, _file_outputs(path, images, opt)) for opt in (False, True))
-    passed, diverges_at = off.roughly_passed and on.passed, None
-    if not passed:
-        bound = {"optimize": off.roughly_passed, "min_sqnr_db": MIN_SQNR_DB}
-        diverges_at = first_divergence(student, path, images, **bound)
+    with raw_predictions(path) as raw:
+        off, on = (_closest(references, _file_outputs(raw, images, opt)) for opt in (False, True))
+        passed, diverges_at = off.roughly_passed and on.passed, None
+        if not passed:
+            bound = {"optimize": off.roughly_passed, "min_sqnr_db": MIN_SQNR_DB}
+            diverges_at = first_divergence(student, raw, images, **bound)
     kernels = count_kernels(path)
     if record:
         mark(path, {MARK: "passed" if passed else "failed"})

@@ -12,8 +12,7 @@ import onnx_ir as ir
 
 from fxquant.errors import ExportError
 from fxquant.exporters.constants import constant, scalar
-from fxquant.exporters.grids import Grid, grids
-from fxquant.exporters.native_types import clip_in_float, drop_clip
+from fxquant.exporters.grids import Grid, drop_clip, grids
 
 _LOW, _HIGH = -128, 127
 _HINT = (
@@ -70,7 +69,26 @@ def _center(graph: ir.Graph, grid: Grid) -> None:
     drop_clip(graph, grid)
     for node in (*grid.quantize.outputs[0].consumers(), grid.quantize):
         node.replace_input_with(2, scalar(graph, np.int8(0)))
-    clip_in_float(graph, Grid(grid.quantize, None, low, high))
+    _clip_in_float(graph, Grid(grid.quantize, None, low, high))
+
+
+def _clip_in_float(graph: ir.Graph, grid: Grid) -> None:
+    """Put a Clip before QuantizeLinear, to the numbers at the ends of the grid."""
+    bounds = [
+        None if bound == end else _bound(graph, grid, bound, what)
+        for bound, end, what in (
+            (grid.low, _LOW, "low"),
+            (grid.high, _HIGH, "high"),
+        )
+    ]
+    clip = ir.node("Clip", [grid.quantize.inputs[0], *bounds])
+    graph.insert_before(grid.quantize, clip)
+    grid.quantize.replace_input_with(0, clip.outputs[0])
+
+
+def _bound(graph: ir.Graph, grid: Grid, bound: int, what: str) -> ir.Value:
+    number = (np.float32(bound) - grid.zero_point.astype(np.float32)) * grid.scale
+    return constant(graph, f"{grid.quantize.inputs[1].name}.{what}", np.float32(number))
 
 
 def _what_is_wrong(node: ir.Node) -> str | None:
