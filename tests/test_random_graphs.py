@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.runtime import run_onnx
+from fxquant.graph.insert_quantizers import is_activation_quantizer
+from fxquant.graph.ops import kind, module_of
+from fxquant.graph.regions import all_nodes
 from fxquant.graph.snap_biases import snap_biases
 from fxquant.quantizer import Quantizer
 from fxquant.spec import QConfig
@@ -150,14 +153,33 @@ def exact_student(plan: Plan) -> nn.Module:
         shape = (3, plan.height, plan.width)
         model = RandomNet(plan).eval()
         student = make_student(model, plan.config, shape, kind=plan.grids, snap=False)
-        for module in student.modules():
+        for node in all_nodes(student):
+            module = module_of(node)
             if isinstance(module, Quantizer):
                 module.__class__ = ExactQuantizer
-                if not module.spec.signed and module.log_scale.dim() == 0:
-                    shift = torch.randint(-2, 3, ())
-                    module.zero_point.add_(shift).clamp_(module.spec.qmin, module.spec.qmax)
+                if is_activation_quantizer(node) and not module.spec.signed:
+                    shift_zero_point(module, is_sum(node.args[0]))
         snap_biases(student)
     return student
+
+
+def shift_zero_point(quantizer: Quantizer, even: bool) -> None:
+    """Another zero point near the one it has.
+
+    ONNX Runtime's kernels for sums and averages add it before they round, so that a number halfway
+    between two integers goes to the even one only where the zero point is even as well.
+    """
+    spec = quantizer.spec
+    quantizer.zero_point.add_(torch.randint(-2, 3, ())).clamp_(spec.qmin, spec.qmax)
+    if even:
+        quantizer.zero_point.sub_(quantizer.zero_point % 2)
+
+
+def is_sum(source: torch.fx.Node) -> bool:
+    """Whether a value is a sum or average, directly or through its activation."""
+    if kind(source) in ("relu", "activation", "move"):
+        source = source.all_input_nodes[0]
+    return kind(source) in ("add", "average")
 
 
 @given(PLANS, st.sampled_from(["runtime", "portable"]))
