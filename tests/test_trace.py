@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 import torch.nn.functional as F
 from nets import ALL, Residual, SharedRelu
 from torch import Tensor, fx, nn
+from tracing import SHAPE, line_of
 
 from fxquant.errors import SettingError, TraceError
 from fxquant.graph.flow import redundant_limits
 from fxquant.graph.ops import kind
 from fxquant.graph.passes import run_passes
 from fxquant.graph.trace import LeftOut, trace
-
-SHAPE = (3, 16, 16)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -69,11 +66,6 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(self.conv(x))
-
-
-def line_of(cls: type, text: str) -> int:
-    lines, first = inspect.getsourcelines(cls)
-    return first + next(i for i, line in enumerate(lines) if text in line)
 
 
 def test_what_is_left_out_names_module_file_line_and_reason():

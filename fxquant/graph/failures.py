@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from fxquant.graph.proxies import UnansweredError
+from fxquant.graph.proxies import ExampleProxy, UnansweredError
 
 _HERE = str(Path(__file__).parent)
 # Lines of a statement that are quoted.
@@ -60,4 +60,5 @@ def _what(error: Exception) -> str:
     if isinstance(error, UnansweredError):
         return str(error)
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = said.replace(ExampleProxy.__name__, "traced value")
     return f"does what can't be recorded ({said})"

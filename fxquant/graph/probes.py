@@ -127,6 +127,8 @@ def same(left, right) -> bool:
         return _same_tensor(torch.tensor(left), torch.tensor(right))
     if type(left) is not type(right):
         return False
+    if hasattr(left, "__array__"):
+        return left.shape == right.shape and bool((left == right).all())
     if hasattr(left, "__dict__"):
         return same(vars(left), vars(right))
     return bool(left == right)

@@ -24,6 +24,7 @@ from fxquant.graph.proxies import (
     map_values,
     proxies_in,
 )
+from fxquant.graph.state import kept_as_is
 from fxquant.graph.structure import describe, hides_weights, is_structure, tidy
 
 # What returns parts of its tensor: taking one of them brings in nothing from outside the graph.
@@ -49,7 +50,8 @@ class Recording:
     their forward can't be recorded, by name; `values` the places where a number was answered from
     the example; `passed` the guards that were taken as passing; `constants` are tensors made
     while recording, which the graph reads as attributes; `augmented` says whether tensors were
-    changed by `+=` or its kin.
+    changed by `+=` or its kin;
+    `bound` are arguments that are constants in the graph.
     """
 
     graph: Graph | None = None
@@ -58,6 +60,7 @@ class Recording:
     passed: set[str] = field(default_factory=set)
     constants: dict[str, Tensor] = field(default_factory=dict)
     augmented: bool = False
+    bound: dict[str, object] = field(default_factory=dict)
 
     def noted(self) -> tuple[set[str], set[str]]:
         """Copies of the guards passed and the places of values so far."""
@@ -94,16 +97,12 @@ class Recorder(Tracer):
         """Record `module` called with these arguments, which the run may change."""
         self._arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         self._names = {id(t): name for name, t in _tensors_of(module)}
-        attributes = [(m, dict(vars(m))) for m in module.modules()]
-        try:
-            with torch.no_grad(), proxy_aware_builtins(module):
-                self.recording.graph = self.trace(module)
-            made = {k: t for t, k in self.tensor_attrs.items() if k not in attributes[0][1]}
-            self.recording.constants = {k: t for k, t in made.items() if k in vars(module)}
-        finally:
-            for submodule, before in attributes:
-                vars(submodule).clear()
-                vars(submodule).update(before)
+        before = set(vars(module))
+        with torch.no_grad(), kept_as_is(module), proxy_aware_builtins(module):
+            self.recording.graph = self.trace(module)
+            names = {name: tensor for tensor, name in self.tensor_attrs.items()}
+            made = set(names) & set(vars(module)) - before
+            self.recording.constants = {name: names[name] for name in made}
         tidy(self.recording.graph)
         return self.recording
 
@@ -150,7 +149,7 @@ class Recorder(Tracer):
         signature = inspect.signature(self.root.forward)
         nodes = {p.name: self._placeholder(p) for p in signature.parameters.values()}
         values = {
-            name: self._wrap_argument(node, self._arguments[name])
+            name: self._wrap_argument(name, node, self._arguments[name])
             for name, node in nodes.items()
             if name in self._arguments
         }
@@ -162,7 +161,12 @@ class Recorder(Tracer):
         return call, []
 
     def create_arg(self, a):
-        return a.node if type(a) is ExampleProxy else super().create_arg(a)
+        if type(a) is ExampleProxy:
+            return a.node
+        arg = super().create_arg(a)
+        if isinstance(a, Tensor):
+            arg.meta["shape"] = a.shape
+        return arg
 
     def create_proxy(
         self, kind, target, args, kwargs, name=None, type_expr=None, proxy_factory_fn=None
@@ -254,12 +258,13 @@ class Recorder(Tracer):
             "placeholder", stars.get(parameter.kind, "") + parameter.name, default, {}
         )
 
-    def _wrap_argument(self, node: Node, value):
+    def _wrap_argument(self, name: str, node: Node, value):
         leaves: list = []
         map_values(leaves.append, value)
         traced = (Tensor,) if self._bind_numbers else (Tensor, int, float)
         if any(isinstance(leaf, traced) and not isinstance(leaf, bool) for leaf in leaves):
             return self._wrap(node, value)
+        self.recording.bound[name] = value
         return value
 
     def _last_node(self) -> Node:

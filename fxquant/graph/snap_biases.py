@@ -154,18 +154,22 @@ def adds_integers(layer: Node) -> bool:
 
 
 def input_quantizer(layer: Node) -> Quantizer | None:
-    """The quantizer on whose grid the layer's input is; None where there is none.
+    """The quantizer on whose grid the layer's input is; None where there is none."""
+    return quantizer_of(layer.args[0])
+
+
+def quantizer_of(value: object) -> Quantizer | None:
+    """The quantizer on whose grid a value is; None where there is none.
 
     Ops that only move numbers of one grid, ReLUs and taps are looked through.
     """
-    node = layer.args[0]
-    while isinstance(node, Node):
-        module = module_of(node)
+    while isinstance(value, Node):
+        module = module_of(value)
         if isinstance(module, Quantizer):
             return module
-        if not _keeps_the_grid(node, module) or not node.args:
+        if not _keeps_the_grid(value, module) or not value.args:
             return None
-        node = node.args[0]
+        value = value.args[0]
     return None
 
 

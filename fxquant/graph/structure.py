@@ -55,7 +55,7 @@ def describe(proxy: ExampleProxy) -> str:
 def tidy(graph: Graph) -> None:
     """Drop questions about structure that nothing reads; the input of a layer comes first."""
     for node in reversed(graph.nodes):
-        pure = node.target in (operator.getitem, getattr) or node.target in ("size", "dim")
+        pure = node.op == "get_attr" or node.target in (operator.getitem, getattr, "size")
         number = node.op == "call_function" and getattr(node.target, "__module__", "") in (
             *("_operator", "math", "builtins"),
         )

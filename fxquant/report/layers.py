@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -20,8 +21,8 @@ from fxquant.graph.regions import all_nodes, region_of
 from fxquant.graph.snap_biases import input_quantizer
 from fxquant.inputs import Shapes
 from fxquant.quantizer import Quantizer
-from fxquant.report.floating import float_parts, node_name, operation
-from fxquant.report.kernels import FLOAT, predict_kernel
+from fxquant.report.floating import float_parts, operation
+from fxquant.report.kernels import INPUT, predict_kernel, predict_product, product_bits
 from fxquant.report.macs import count_macs
 from fxquant.spec import QConfig
 
@@ -110,11 +111,14 @@ def _row(node: Node, macs: int, *, quantized: bool) -> dict[str, Any]:
     if quantized:
         layer = region_of(node).get_submodule(node.meta["layer"])
         weight_bits, source = module_of(node.args[1]).spec.bits, input_quantizer(node)
-        bits = (weight_bits, source.spec.bits if source else None)
-        return _facts(node, layer, macs, bits, predict_kernel(node))
-    reason = node.meta.get("float_reason") or float_reason(node)
-    row = _facts(node, module_of(node), macs, (None, None), FLOAT)
-    return row | {"float_reason": reason or "an operation without a known integer form"}
+        act_bits = source.spec.bits if source else None
+        return _facts(node, layer, macs, (weight_bits, act_bits), predict_kernel(node))
+    bits = product_bits(node) if kind(node) == MATMUL else ()
+    if bits and not node.meta.get("float_reason"):
+        row = _facts(node, None, macs, (None, max(bits)), predict_product(node))
+        return row | {"bitops": macs * math.prod(bits)}
+    reason = float_reason(node) or INPUT
+    return _facts(node, module_of(node), macs, (None, None), reason) | {"float_reason": reason}
 
 
 def _facts(
@@ -124,10 +128,9 @@ def _facts(
     bits: tuple[int | None, int | None],
     kernel_reason: str | None,
 ) -> dict[str, Any]:
-    known = kind(node) in WEIGHTED
     return {
-        "name": layer_name(node) if known else node_name(node),
-        "kind": kind(node) if known else operation(node),
+        "name": layer_name(node),
+        "kind": kind(node) if kind(node) in (*WEIGHTED, MATMUL) else operation(node),
         **_weights(layer, macs, *bits),
         "float_reason": None,
         "integer_kernel": kernel_reason is None,
