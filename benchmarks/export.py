@@ -5,8 +5,9 @@
 For each network: the float model, `onnxruntime.quantization.quantize_static` (QDQ, per channel, on
 the same images), and fxquant's `runtime` files of W8A8 and W4A4. Weights are random and batch norms
 fit the images: speed, size and kernels don't depend on what a network was trained for. Latencies
-are measured in turns, on one thread, one image; compare them within a row only. Results are added
-to results.json after each network, and printed as Markdown at the end.
+are the processor's time for one image on one thread, the files measured in turns; compare them
+within a row only. Results are added to results.json after each network, and printed as Markdown at
+the end.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 import torchvision
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -76,15 +78,17 @@ class Reader(CalibrationDataReader):
         return None if image is None else {"input": image.numpy()}
 
 
-def write_files(name: str, folder: Path, images: Tensor) -> dict[str, dict]:
-    """All files of a network; what is known of each beside its speed."""
+def write_files(name: str, paths: dict[str, Path]) -> None:
+    """Make all files of a network."""
+    side = SIZES.get(name, 224)
+    rng = torch.Generator().manual_seed(1)
+    images = torch.randn(CALIBRATION_IMAGES, 3, side, side, generator=rng)
     model, shape = build(name, images), tuple(images.shape[1:])
-    paths = {form: folder / f"{name}-{form}.onnx" for form in FORMS}
     export_float(model, paths["float"], input_shape=shape)
-    prepared_float = folder / f"{name}-prepared.onnx"
-    quant_pre_process(str(paths["float"]), str(prepared_float), skip_symbolic_shape=True)
+    folded = paths["float"].with_suffix(".folded")
+    quant_pre_process(str(paths["float"]), str(folded), skip_symbolic_shape=True)
     quantize_static(
-        prepared_float,
+        folded,
         paths["static"],
         Reader(images),
         quant_format=QuantFormat.QDQ,
@@ -92,62 +96,61 @@ def write_files(name: str, folder: Path, images: Tensor) -> dict[str, dict]:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    prepared_float.unlink()
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    weights = sum(layer.weight.numel() for layer in layers)
-    facts: dict[str, dict] = {form: {} for form in FORMS}
+    folded.unlink()
     for bits in (8, 4):
-        form = f"W{bits}A{bits}"
+        path = paths[f"W{bits}A{bits}"]
         student = prepare(model, QConfig(bits, bits), shape).student.eval()
         calibrate(student, images, estimator=min_max)
-        export_onnx(student, paths[form], input_shape=shape)
-        parity = check_parity(student, paths[form], images)
-        facts[form] = {"sqnr_db": parity.optimized.sqnr_db, "parity": parity.passed}
-        facts[form]["bound_bytes"] = 1.03 * weights * bits / 8
-    for form, path in paths.items():
-        kernels = count_kernels(path)
-        facts[form] |= {
-            "layers": kernels.convolutions + kernels.linears,
-            "integer_layers": kernels.convolutions_integer + kernels.linears_integer,
-        }
-    return facts
+        export_onnx(student, path, input_shape=shape)
+        check_parity(student, path, images)
+
+
+def count_weights(path: Path) -> int:
+    """Numbers in the weights of convolutions and linear layers of a float file."""
+    return sum(
+        int(np.prod(tensor.dims))
+        for tensor in onnx.load(path).graph.initializer
+        if len(tensor.dims) > 1
+    )
 
 
 def measure(name: str, folder: Path, runs: int) -> dict[str, dict]:
-    """Facts and figures of all files of one network."""
-    side = SIZES.get(name, 224)
-    images = torch.randn(
-        CALIBRATION_IMAGES, 3, side, side, generator=torch.Generator().manual_seed(1)
-    )
-    facts = write_files(name, folder, images)
-    paths = [folder / f"{name}-{form}.onnx" for form in FORMS]
-    for form, figures in zip(
-        FORMS, benchmark(paths, batches=(1,), threads=(1,), runs=runs), strict=True
-    ):
-        facts[form] |= {
-            "ms": figures.latencies[0].median_ms,
-            "quartiles_ms": [
-                figures.latencies[0].lower_quartile_ms,
-                figures.latencies[0].upper_quartile_ms,
-            ],
+    """Figures of all files of one network; files that are there are not made again."""
+    paths = {form: folder / f"{name}-{form}.onnx" for form in FORMS}
+    if not all(path.exists() for path in paths.values()):
+        write_files(name, paths)
+    weights = count_weights(paths["float"])
+    measured = benchmark(list(paths.values()), batches=(1,), threads=(1,), runs=runs)
+    results = {}
+    for (form, path), figures in zip(paths.items(), measured, strict=True):
+        kernels, latency = count_kernels(path), figures.latencies[0]
+        entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        results[form] = {
+            "cpu_ms": latency.cpu_ms,
+            "ms": latency.median_ms,
+            "quartiles_ms": [latency.lower_quartile_ms, latency.upper_quartile_ms],
+            "layers": kernels.convolutions + kernels.linears,
+            "integer_layers": kernels.convolutions_integer + kernels.linears_integer,
             "bytes": figures.size_bytes,
+            "bytes_a_weight": figures.size_bytes / weights,
             "peak_memory_bytes": figures.peak_memory_bytes,
             "integer_share": figures.integer_share,
             "conversion_share": figures.conversion_share,
             "float_ops": dict(list(figures.float_ops.items())[:5]),
+            "parity": entries.get("fxquant.parity"),
         }
-    return facts
+    return results
 
 
 def to_markdown(results: dict[str, dict[str, dict]]) -> str:
     """A table with one network a row."""
     lines = [
-        "| network | float, ms | static, ms | W8A8, ms | W4A4, ms | float / W4A4 | static / W8A8 | "
+        "| network | float, CPU ms | static | W8A8 | W4A4 | float / W4A4 | static / W8A8 | "
         "integer layers: static, W8A8, W4A4 | MB: float, static, W8A8, W4A4 |",
         "|-|-|-|-|-|-|-|-|-|",
     ]
     for name, forms in results.items():
-        ms = [forms[form]["ms"] for form in FORMS]
+        ms = [forms[form]["cpu_ms"] for form in FORMS]
         layers = ", ".join(
             f"{forms[form]['integer_layers']} of {forms[form]['layers']}" for form in FORMS[1:]
         )
@@ -171,7 +174,9 @@ def main() -> None:
         if name not in results:
             results[name] = measure(name, options.output, options.runs)
             path.write_text(json.dumps(results, indent=1))
-            print(f"{name}: " + ", ".join(f"{f} {results[name][f]['ms']:.1f} ms" for f in FORMS))
+            print(
+                f"{name}: " + ", ".join(f"{f} {results[name][f]['cpu_ms']:.1f} ms" for f in FORMS)
+            )
     print(to_markdown(results))
 
 

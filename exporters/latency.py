@@ -37,7 +37,11 @@ _BYTES = frozenset({"uint8", "int8"})
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one call at a number of threads and images: median and quartiles."""
+    """Milliseconds of one call at a number of threads and images: median and quartiles.
+
+    `cpu_ms` is the median of the processor's time, over all threads: on one thread it is what the
+    call would take on an idle machine.
+    """
 
     threads: int
     images: int
@@ -45,6 +49,7 @@ class Latency:
     median_ms: float
     lower_quartile_ms: float
     upper_quartile_ms: float
+    cpu_ms: float
 
 
 @dataclass(frozen=True)
@@ -108,15 +113,21 @@ def _side_by_side(
     sessions: list[ort.InferenceSession], threads: int, images: int, runs: int
 ) -> list[Latency]:
     feeds = [make_inputs(session, images) for session in sessions]
-    seconds: list[list[float]] = [[] for _ in sessions]
+    taken: list[list[tuple[float, float]]] = [[] for _ in sessions]
     for turn in range(_WARM_UP + runs):
-        for session, feed, measured in zip(sessions, feeds, seconds, strict=True):
-            start = time.perf_counter()
+        for session, feed, measured in zip(sessions, feeds, taken, strict=True):
+            start, cpu_start = time.perf_counter(), time.process_time()
             session.run(None, feed)
             if turn >= _WARM_UP:
-                measured.append(time.perf_counter() - start)
-    quartiles = [1e3 * np.percentile(measured, (50, 25, 75)) for measured in seconds]
-    return [Latency(threads, images, runs, *map(float, q)) for q in quartiles]
+                measured.append((time.perf_counter() - start, time.process_time() - cpu_start))
+    return [_latency(threads, images, 1e3 * np.array(measured)) for measured in taken]
+
+
+def _latency(threads: int, images: int, taken_ms: np.ndarray) -> Latency:
+    """From (time passed, processor's time) of each run."""
+    lower, median, upper = np.percentile(taken_ms[:, 0], (25, 50, 75))
+    cpu = np.median(taken_ms[:, 1])
+    return Latency(threads, images, len(taken_ms), *map(float, (median, lower, upper, cpu)))
 
 
 def make_inputs(session: ort.InferenceSession, images: int) -> dict[str, np.ndarray]:

@@ -41,6 +41,7 @@ def test_figures_of_two_files_side_by_side(float_file, capsys):
         assert {(row["images"], row["runs"]) for row in one["latencies"]} == {(1, 2), (3, 2)}
         assert {row["threads"] for row in one["latencies"]} >= {1}
         for row in one["latencies"]:
+            assert row["cpu_ms"] > 0
             assert 0 < row["lower_quartile_ms"] <= row["median_ms"] <= row["upper_quartile_ms"]
         whole = one["integer_share"] + one["conversion_share"] + sum(one["float_ops"].values())
         assert whole == pytest.approx(1)
