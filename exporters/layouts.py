@@ -16,6 +16,7 @@ from fxquant.exporters.fold_clips import fold_clips
 from fxquant.exporters.gemm_zero_points import gemm_zero_points
 from fxquant.exporters.native_types import narrow_activations, narrow_weights
 from fxquant.exporters.pack_weights import pack_weights
+from fxquant.exporters.pool_means import pool_means
 from fxquant.exporters.shield_float import shield_float
 from fxquant.exporters.sink_dequantize import sink_dequantize
 from fxquant.exporters.strip import strip
@@ -30,6 +31,7 @@ Pass = Callable[[ir.Model], int]
 # Made for ONNX Runtime's integer kernels: weights packed on disk and cast to int8, activations
 # uint8 with an integer clip to the grid of fewer bits.
 RUNTIME: tuple[Pass, ...] = (
+    pool_means,
     unsign_activations,
     fold_clips,
     sink_dequantize,
@@ -43,6 +45,7 @@ RUNTIME: tuple[Pass, ...] = (
 
 # What any reader of Q/DQ files understands: ONNX's own types, and a Clip where there is none.
 PORTABLE: tuple[Pass, ...] = (
+    pool_means,
     fold_clips,
     narrow_weights,
     pack_weights,
