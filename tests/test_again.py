@@ -17,7 +17,7 @@ from small_runs import shrunk
 from fxquant.cli.main import run
 from fxquant.exporters.runtime import run_onnx
 from fxquant.restore import find_model, restore
-from fxquant.settings import Settings, to_toml
+from fxquant.settings import Settings, read_settings, to_toml
 
 ARCH = "nets:Residual"
 
@@ -115,6 +115,30 @@ def test_layout_and_opset_of_the_first_file(finished, tmp_path, capsys):
     capsys.readouterr()
     assert run(arguments) == 0
     assert "for another file of it: fxquant export" in capsys.readouterr().err
+
+
+def test_a_run_for_tensorrt_has_symmetric_activations(finished, tmp_path):
+    arguments = ["quantize", str(finished.parent / "net.pt"), "--arch", ARCH, "--no-finetune"]
+    arguments += ["--config", str(finished.parent / "small.toml"), "--bits", "8"]
+    assert run([*arguments, "--layout", "tensorrt", "--output", str(tmp_path / "run")]) == 0
+    assert read_settings(tmp_path / "run" / "recipe.toml").config.symmetric_activations
+    said = properties(tmp_path / "run" / "model.onnx")
+    assert (said["fxquant.layout"], said["fxquant.parity"]) == ("tensorrt", "passed")
+
+
+def test_the_network_before_quantization(finished, tmp_path):
+    path = tmp_path / "float.onnx"
+    assert run(["export", str(finished), "--format", "float", "--output", str(path)]) == 0
+    images = restore(finished, find_model(finished)).images
+    expected = nets.ALL["residual"]()(images).detach().numpy()
+    np.testing.assert_allclose(run_onnx(path, images), expected, atol=1e-4)
+
+
+def test_detections_are_for_detectors(finished, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "m.onnx")]
+    error = refused(capsys, "export", str(finished), "--with-nms", *output)
+    assert "detections can be added to a RetinaNet's file" in error
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_a_program_for_torch(finished, tmp_path, capsys):
