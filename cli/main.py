@@ -9,8 +9,11 @@ from types import FrameType
 import click
 
 from fxquant import __version__
+from fxquant.cli.bench import bench
+from fxquant.cli.export import export
 from fxquant.cli.inspect import inspect
 from fxquant.cli.quantize import quantize
+from fxquant.cli.verify import verify
 from fxquant.errors import FxQuantError
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 3
@@ -29,8 +32,8 @@ def fxquant() -> None:
     """
 
 
-fxquant.add_command(quantize)
-fxquant.add_command(inspect)
+for command in (quantize, inspect, export, verify, bench):
+    fxquant.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

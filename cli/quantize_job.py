@@ -13,6 +13,8 @@ from fxquant.cli.progress import ProgressWatcher
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.exporters.artifacts import export
+from fxquant.exporters.detections import retinanet_of
+from fxquant.exporters.files import Form
 from fxquant.exporters.parity import Parity, require_parity
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.models.load import LoadedModel, load_model
@@ -25,17 +27,29 @@ from fxquant.settings import Settings
 def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -> int:
     """Load, train, export and report; the exit code."""
     loaded = load_model(model, arch=options["arch"], trust_classes=options["trust_classes"])
+    if options["layout"] == "tensorrt":
+        options["symmetric"] = True  # it takes nothing else
     settings = make_settings(loaded, options)
     evaluation = _evaluation(options, settings)
     facts = {"name": loaded.name, "source": loaded.source, "sha256": model_hash(loaded.module)}
+    if options["arch"]:
+        facts["arch"] = options["arch"]
+    how = {
+        "form": Form(options["layout"] or "runtime", options["opset"], options["nms"]),
+        "program": "pt2" in options["formats"],
+    }
     prepared = prepare(loaded.module, settings.config, settings.input_shape)
+    if options["nms"]:
+        retinanet_of(prepared.student)
     check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
     with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
         if folder.finished:
             status(f"this run has already finished: {folder.path}")
+            if options["layout"] or options["opset"] or options["formats"]:
+                status(f"for another file of it: fxquant export {folder.path}")
             report = folder.read_report()
         else:
-            report = _run(prepared, settings, folder, facts, evaluation)
+            report = _run(prepared, settings, folder, facts, evaluation, how)
         print_json(report) if as_json else print_summary(report, folder.path)
     require_parity(Parity.from_dict(report["parity"]))
     return 0
@@ -47,6 +61,7 @@ def _run(
     folder: RunFolder,
     facts: dict[str, Any],
     evaluation: EvaluationData | None,
+    how: dict[str, Any],
 ) -> dict[str, Any]:
     with _log_file(folder.path / LOG), ProgressWatcher(folder) as watcher:
         state = folder.load_checkpoint()
@@ -54,7 +69,7 @@ def _run(
             status(f"continuing an interrupted run in {folder.path}")
         result = run(prepared, settings, watcher=watcher, state=state)
         watcher.say("export and parity")
-        report = export(result, folder.path, model=facts, evaluation=evaluation)
+        report = export(result, folder.path, model=facts, evaluation=evaluation, **how)
         folder.drop_checkpoint()
     return report
 

@@ -13,16 +13,19 @@ import torch
 from safetensors.torch import save_file
 
 from fxquant import __version__
-from fxquant.exporters.onnx_qdq import export_onnx
-from fxquant.exporters.parity import check_parity
+from fxquant.exporters.files import RUNTIME, Form, Origin, write_onnx, write_pt2
 from fxquant.exporters.runtime import make_session
 from fxquant.files import write_atomic, write_text
 from fxquant.pipeline import Result
 from fxquant.report.evaluate import EvaluationData, accuracy
 from fxquant.report.facts import build_report
 from fxquant.report.html import render
-from fxquant.run_folder import MODEL, PAGE, RECIPE, REPORT, STUDENT, model_hash
+from fxquant.restore import images_to_keep
+from fxquant.run_folder import IMAGES, MODEL, PAGE, PROGRAM, RECIPE, REPORT, STUDENT, model_hash
 from fxquant.settings import to_toml
+
+# What recipe.toml says of the model.
+_FACTS = ("name", "source", "sha256", "arch")
 
 
 def export(
@@ -31,13 +34,16 @@ def export(
     *,
     model: dict[str, Any] | None = None,
     evaluation: EvaluationData | None = None,
+    form: Form = RUNTIME,
+    program: bool = False,
 ) -> dict[str, Any]:
     """Write model.onnx, student.safetensors, report.json and report.html; the report.
 
     `model` adds facts about the model (name, source, sha256) to report and metadata. The ONNX
-    file is run in ONNX Runtime and compared with the student: the outcome is in
-    `report["parity"]`, also where it failed. With `evaluation` the accuracy of teacher, student
-    and ONNX file is measured. report.json is written last. Raises ExportError, OutputError.
+    file has the layout of `form`; it is run in ONNX Runtime and compared with the student: the
+    outcome is in `report["parity"]`, also where it failed. With `program` the student is written
+    as model.pt2 as well. With `evaluation` the accuracy of teacher, student and ONNX file is
+    measured. report.json is written last. Raises ExportError, OutputError.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,36 +51,25 @@ def export(
     report["model"] |= {"name": "model", "source": None, "sha256": None, **(model or {})}
     report["machine"]["onnxruntime"] = onnxruntime.__version__
     path = folder / MODEL
-    export_onnx(
-        result.student,
-        path,
-        input_shape=result.settings.input_shape,
-        metadata=_metadata(result, report),
-    )
-    parity = check_parity(result.student, path, result.images)
+    origin = Origin(result.settings, report["model"], model_hash(result.teacher))
+    parity = write_onnx(result.student, path, result.images, origin, form)
+    if program:
+        write_pt2(result.student, folder / PROGRAM, result.images, origin)
     report["parity"] = parity.to_dict()
-    report["size"]["onnx_bytes"] = path.stat().st_size
+    report["size"]["onnx_bytes"] = parity.file_bytes
     report["accuracy"] = _accuracy(result, path, evaluation) if evaluation else None
     # Copies, as layers that share a weight would not be told apart from parts of one tensor.
     tensors = {k: v.detach().clone().contiguous() for k, v in _tensors(result).items()}
     write_atomic(folder / STUDENT, lambda file: save_file(tensors, file))
+    images = {"images": images_to_keep(result.images)}
+    write_atomic(folder / IMAGES, lambda file: save_file(images, file))
     if not (folder / RECIPE).exists():
-        settings = {"fxquant": __version__, **result.settings.to_dict()}
+        facts = {key: value for key, value in report["model"].items() if key in _FACTS and value}
+        settings = {"fxquant": __version__, "model": facts, **result.settings.to_dict()}
         write_text(folder / RECIPE, to_toml(settings))
     write_text(folder / PAGE, render(report, result.images))
     write_text(folder / REPORT, json.dumps(report, indent=1, allow_nan=False) + "\n")
     return report
-
-
-def _metadata(result: Result, report: dict[str, Any]) -> dict[str, str]:
-    settings = result.settings
-    return {
-        "fxquant.version": __version__,
-        "fxquant.model": str(report["model"]["name"]),
-        "fxquant.teacher_sha256": model_hash(result.teacher),
-        "fxquant.recipe": settings.recipe.name,
-        "fxquant.settings": json.dumps(settings.to_dict(), sort_keys=True),
-    }
 
 
 def _tensors(result: Result) -> dict[str, torch.Tensor]:

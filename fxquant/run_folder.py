@@ -19,6 +19,7 @@ from fxquant.settings import Settings, read_toml, to_toml
 
 MODEL, REPORT, PAGE = "model.onnx", "report.json", "report.html"
 RECIPE, STUDENT, LOG = "recipe.toml", "student.safetensors", "run.log"
+IMAGES, PROGRAM = "images.safetensors", "model.pt2"
 CHECKPOINT, LOCK = "checkpoint.pt", ".lock"
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0

@@ -65,6 +65,7 @@ def test_quantize_writes_everything(tmp_path, state_dict, config, labelled, caps
         "report.html",
         "recipe.toml",
         "student.safetensors",
+        "images.safetensors",
         "run.log",
     }
     properties = {p.key: p.value for p in onnx.load(out / "model.onnx").metadata_props}
