@@ -142,6 +142,35 @@ class Polish:
 
 
 @dataclass(frozen=True)
+class Reconstruction:
+    """How units are reconstructed after calibration: see `fxquant.datafree.reconstruct`.
+
+    `steps` for each unit, 0 for none, on batches of `batch`. `rounding_lr` is that of AdaRound's
+    variables, `scale_lr` that of the scales' logarithms, `bias_lr` is in steps of the layer's
+    grid; the last two follow half a cosine to 0. `drop`: share of values that stay in floating
+    point (QDrop). `decide` weighs AdaRound's regulariser, after a share `free` of the steps.
+    """
+
+    steps: int = 0
+    batch: int = 32
+    rounding_lr: float = 1e-2
+    scale_lr: float = 1e-3
+    bias_lr: float = 1e-2
+    drop: float = 0.5
+    decide: float = 1e-2
+    free: float = 0.2
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            _require(value >= 0, f"reconstruction.{item.name} is {value}; expected at least 0")
+        _require(self.batch >= 1, f"reconstruction.batch is {self.batch}; expected above 0")
+        for name in ("drop", "free"):
+            value = getattr(self, name)
+            _require(value < 1, f"reconstruction.{name} is {value}; expected a share below 1")
+
+
+@dataclass(frozen=True)
 class ImportanceSettings:
     """How layer importance is measured and normalised: see `fxquant.datafree.importance`."""
 
@@ -174,6 +203,7 @@ class Recipe:
     student_terms: tuple[Term, ...] = ()
     schedule: Schedule = field(default_factory=Schedule)
     polish: Polish = field(default_factory=Polish)
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
     importance: ImportanceSettings = field(default_factory=ImportanceSettings)
 
     def __post_init__(self) -> None:
@@ -239,6 +269,7 @@ _PARTS = {
     "sampler": Sampler,
     "schedule": Schedule,
     "polish": Polish,
+    "reconstruction": Reconstruction,
     "importance": ImportanceSettings,
 }
 
