@@ -18,9 +18,9 @@ def status(text: str) -> None:
     click.echo(text, err=True)
 
 
-def print_report(report: dict[str, Any]) -> None:
-    """The report as JSON, to stdout."""
-    click.echo(json.dumps(report, indent=1))
+def print_json(values: dict[str, Any]) -> None:
+    """Plain values as JSON, to stdout."""
+    click.echo(json.dumps(values, indent=1))
 
 
 def print_summary(report: dict[str, Any], folder: Path) -> None:

@@ -9,6 +9,7 @@ from types import FrameType
 import click
 
 from fxquant import __version__
+from fxquant.cli.inspect import inspect
 from fxquant.cli.quantize import quantize
 from fxquant.errors import FxQuantError
 
@@ -29,6 +30,7 @@ def fxquant() -> None:
 
 
 fxquant.add_command(quantize)
+fxquant.add_command(inspect)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,7 +55,10 @@ def run(arguments: list[str] | None = None) -> int:
         _say("error", error.format_message())
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted", "run the same command again to continue from the last checkpoint")
+        _say(
+            "interrupted",
+            "run the same command again: a quantize run continues from its last checkpoint",
+        )
         return EXIT_INTERRUPTED
     return code if isinstance(code, int) else 0
 

@@ -1,10 +1,14 @@
-"""Kinds of option values that several commands take."""
+"""Options that several commands take, and the kinds of their values."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+Option = Callable[[Callable], Callable]
 
 
 class Numbers(click.ParamType):
@@ -25,3 +29,56 @@ class Numbers(click.ParamType):
 SHAPE = Numbers(int, "C,H,W")
 CHANNEL_VALUES = Numbers(float, "R,G,B")
 BITS = click.IntRange(2, 8)
+
+WIDTHS: tuple[Option, ...] = (
+    click.option(
+        "--bits", type=BITS, help="Width of weights and activations, 2 to 8.  [default: 4]"
+    ),
+    click.option("--weight-bits", type=BITS, help="Width of weights alone."),
+    click.option("--act-bits", type=BITS, help="Width of activations that enter a layer alone."),
+    click.option(
+        "--sum-bits",
+        type=BITS,
+        help="Width of values that are only added or pooled.  [default: 8]",
+    ),
+    click.option("--first-last-bits", type=BITS, help="Width of the first and the last layer."),
+    click.option(
+        "--layer",
+        "layers",
+        multiple=True,
+        metavar="NAME=BITS",
+        help="Width of the layers that a pattern names, or 'float'. Repeatable, last match wins.",
+    ),
+)
+NETWORK: tuple[Option, ...] = (
+    click.option(
+        "--arch",
+        help="Architecture of a state dict: torchvision:NAME, pytorchcv:NAME or "
+        "package.module:callable.",
+    ),
+    click.option(
+        "--trust-class",
+        "trust_classes",
+        multiple=True,
+        metavar="CLASS",
+        help="Class that a pickled model may load, as package.module.Class. Repeatable.",
+    ),
+    click.option("--input-shape", type=SHAPE, metavar="C,H,W", help="Shape of one input image."),
+)
+CONFIG: Option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="recipe.toml of another run; other options override it.",
+)
+
+
+def takes(*options: Option) -> Option:
+    """Decorate a command with options, in the order in which its help shall list them."""
+
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate

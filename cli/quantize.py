@@ -6,49 +6,18 @@ from pathlib import Path
 
 import click
 
-from fxquant.cli.options import BITS, CHANNEL_VALUES, SHAPE
+from fxquant.cli.options import CHANNEL_VALUES, CONFIG, NETWORK, WIDTHS, takes
 
 
 @click.command(short_help="Quantize a trained network without data.")
 @click.argument("model")
-@click.option("--bits", type=BITS, help="Width of weights and activations, 2 to 8.  [default: 4]")
-@click.option("--weight-bits", type=BITS, help="Width of weights alone.")
-@click.option("--act-bits", type=BITS, help="Width of activations that enter a layer alone.")
-@click.option(
-    "--sum-bits", type=BITS, help="Width of values that are only added or pooled.  [default: 8]"
-)
-@click.option("--first-last-bits", type=BITS, help="Width of the first and the last layer.")
-@click.option(
-    "--layer",
-    "layers",
-    multiple=True,
-    metavar="NAME=BITS",
-    help="Width of the layers that a pattern names, or 'float'. Repeatable, last match wins.",
-)
-@click.option(
-    "--arch",
-    help="Architecture of a state dict: torchvision:NAME, pytorchcv:NAME or "
-    "package.module:callable.",
-)
-@click.option(
-    "--trust-class",
-    "trust_classes",
-    multiple=True,
-    metavar="CLASS",
-    help="Class that a pickled model may load, as package.module.Class. Repeatable.",
-)
-@click.option("--input-shape", type=SHAPE, metavar="C,H,W", help="Shape of one input image.")
+@takes(*WIDTHS, *NETWORK)
 @click.option("--recipe", help="Method: ddaq or zeroq.  [default: ddaq]")
 @click.option("--preset", help="fast, default or paper.  [default: default]")
 @click.option("--no-finetune", is_flag=True, help="Only calibrate; leave the weights untrained.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--seed", type=click.IntRange(0), help="Seed of all randomness.  [default: 0]")
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    help="recipe.toml of another run; other options override it.",
-)
+@CONFIG
 @click.option(
     "--output",
     type=click.Path(path_type=Path),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fxquant.cli.console import print_report, print_summary, status
+from fxquant.cli.console import print_json, print_summary, status
+from fxquant.cli.given import given_settings, given_shape, given_widths
 from fxquant.cli.progress import ProgressWatcher
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
-from fxquant.errors import SettingError
 from fxquant.exporters.artifacts import export
 from fxquant.exporters.parity import Parity, require_parity
 from fxquant.graph.prepare import Prepared, prepare
@@ -20,8 +19,7 @@ from fxquant.models.load import LoadedModel, load_model
 from fxquant.pipeline import resolve_device, run
 from fxquant.report.evaluate import EvaluationData
 from fxquant.run_folder import LOG, RunFolder, model_hash
-from fxquant.settings import Settings, read_settings
-from fxquant.spec import LayerRule, QConfig
+from fxquant.settings import Settings
 
 
 def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -> int:
@@ -38,7 +36,7 @@ def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -
             report = folder.read_report()
         else:
             report = _run(prepared, settings, folder, facts, evaluation)
-        print_report(report) if as_json else print_summary(report, folder.path)
+        print_json(report) if as_json else print_summary(report, folder.path)
     require_parity(Parity.from_dict(report["parity"]))
     return 0
 
@@ -63,15 +61,8 @@ def _run(
 
 def make_settings(loaded: LoadedModel, options: dict[str, Any]) -> Settings:
     """Settings of a recipe.toml where one is given, else the defaults, with options over them."""
-    file = options["config_file"]
-    base = read_settings(file) if file else None
-    shape = options["input_shape"] or (base and base.input_shape) or loaded.input_shape
-    if not shape:
-        raise SettingError(
-            f"the model {loaded.name} does not say what input it takes",
-            "give it as --input-shape C,H,W, for example --input-shape 3,32,32",
-        )
-    config = _bits(base.config if base else QConfig(), options)
+    base = given_settings(options)
+    shape, config = given_shape(loaded, base, options), given_widths(base, options)
     recipe = base.recipe if base else None
     if recipe is None or options["recipe"] or options["preset"]:
         recipe = find_recipe(options["recipe"] or "ddaq", options["preset"] or "default")
@@ -79,18 +70,7 @@ def make_settings(loaded: LoadedModel, options: dict[str, Any]) -> Settings:
         recipe = recipe.without_fine_tuning()
     device = resolve_device(options["device"] or (base.device if base else "auto"))
     seed = options["seed"] if options["seed"] is not None else (base.seed if base else 0)
-    return Settings(tuple(shape), config, recipe, seed, device)
-
-
-def _bits(config: QConfig, options: dict[str, Any]) -> QConfig:
-    given = {
-        "weight_bits": options["weight_bits"] or options["bits"],
-        "act_bits": options["act_bits"] or options["bits"],
-        "sum_bits": options["sum_bits"],
-        "first_last_bits": options["first_last_bits"],
-        "layers": tuple(LayerRule.parse(text) for text in options["layers"]),
-    }
-    return replace(config, **{name: value for name, value in given.items() if value})
+    return Settings(shape, config, recipe, seed, device)
 
 
 def _evaluation(options: dict[str, Any], settings: Settings) -> EvaluationData | None:

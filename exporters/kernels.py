@@ -17,6 +17,7 @@ _INTEGER_CONVOLUTIONS = frozenset({"QLinearConv", "ConvInteger"})
 _INTEGER_LINEAR = frozenset(
     {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 )
+_WEIGHT_SCALE = ".weight_scale"
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,8 @@ class Kernels:
 
 def count_kernels(path: str | Path) -> Kernels:
     """Count layers in the file, and integer kernels in what ONNX Runtime makes of it here."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        make_session(path, optimized_to=optimized)
-        after = _count_ops(optimized)
-    before = _count_ops(path)
+    after = Counter(node.op_type for node in _optimized(path))
+    before = Counter(node.op_type for node in onnx.load(path).graph.node)
     return Kernels(
         convolutions=_total(before, _CONVOLUTIONS),
         convolutions_integer=_total(after, _INTEGER_CONVOLUTIONS),
@@ -44,8 +42,23 @@ def count_kernels(path: str | Path) -> Kernels:
     )
 
 
-def _count_ops(path: str | Path) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
+def integer_layers(path: str | Path) -> Counter[str]:
+    """How many calls of each layer ONNX Runtime runs in integer kernels here, by layer name."""
+    return Counter(
+        name.removesuffix(_WEIGHT_SCALE)
+        for node in _optimized(path)
+        if node.op_type in _INTEGER_CONVOLUTIONS | _INTEGER_LINEAR
+        for name in node.input
+        if name.endswith(_WEIGHT_SCALE)
+    )
+
+
+def _optimized(path: str | Path) -> list[onnx.NodeProto]:
+    """The nodes of the graph that ONNX Runtime makes of a file on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        make_session(path, optimized_to=optimized)
+        return list(onnx.load(optimized).graph.node)
 
 
 def _total(counts: Counter[str], ops: frozenset[str]) -> int:

@@ -16,6 +16,7 @@ from fxquant.datafree.recipe import Recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.datafree.watcher import Watcher
 from fxquant.errors import SettingError
+from fxquant.graph.detectors import DetectorNetwork
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.graph.snap_biases import snap_biases
 from fxquant.settings import Settings
@@ -42,6 +43,13 @@ class Result:
     curves: dict[str, list[float]]
     seconds: dict[str, float]
     kept: str
+
+    @property
+    def model(self) -> nn.Module:
+        """The student as what was quantized: a detector where that is one, else itself."""
+        return (
+            self.student.detector() if isinstance(self.student, DetectorNetwork) else self.student
+        )
 
 
 def quantize(

@@ -73,7 +73,7 @@ def built(network: Callable[[], nn.Module]) -> nn.Module:
 @pytest.mark.parametrize("name", ALL)
 def test_folding_counts_and_keeps_the_function(name):
     model = ALL[name]()
-    gm = trace(model, SHAPE)
+    gm = trace(model, SHAPE).model
     assert fold_batchnorm(gm) == FOLDED[name]
     gm.recompile()
     assert (gm(images()) - model(images())).abs().max() < 1e-5
@@ -97,7 +97,7 @@ def test_folding_counts_and_keeps_the_function(name):
 )
 def test_refusals_to_fold_are_logged_with_their_reason(name, reasons, caplog):
     caplog.set_level(logging.INFO, logger="fxquant")
-    gm = trace(ALL[name](), SHAPE)
+    gm = trace(ALL[name](), SHAPE).model
     fold_batchnorm(gm)
     kept = [node.meta["not_folded"] for node in gm.graph.nodes if "not_folded" in node.meta]
     messages = [m for m in caplog.messages if "is not folded" in m]
@@ -128,7 +128,7 @@ class OddNorms(nn.Module):
 
 def test_linear_layers_and_frozen_norms_fold_and_odd_ones_do_not():
     model = built(OddNorms)
-    gm = trace(model, SHAPE)
+    gm = trace(model, SHAPE).model
     assert fold_batchnorm(gm) == 2
     gm.recompile()
     assert (gm(images(2)) - model(images(2))).abs().max() < 1e-5
@@ -141,7 +141,7 @@ def test_linear_layers_and_frozen_norms_fold_and_odd_ones_do_not():
 
 
 def test_every_batch_norm_with_statistics_is_tapped():
-    gm = trace(built(OddNorms), SHAPE)
+    gm = trace(built(OddNorms), SHAPE).model
     assert insert_bn_taps(gm) == 4
     assert tap_names(gm, BN_TAPS) == ["before", "after", "frozen", "flat"]
 
@@ -149,7 +149,7 @@ def test_every_batch_norm_with_statistics_is_tapped():
 @pytest.mark.parametrize("name", ALL)
 def test_bn_taps_record_the_inputs_of_batch_norms(name):
     model = ALL[name]()
-    gm = trace(model, SHAPE)
+    gm = trace(model, SHAPE).model
     assert insert_bn_taps(gm) == BATCHNORMS[name]
     gm.recompile()
     seen = {}
@@ -181,7 +181,7 @@ def test_taps_record_only_inside_the_block_and_only_their_group():
 
 @pytest.mark.parametrize("name", ALL)
 def test_features_are_residual_outputs_or_precede_changes_of_resolution(name):
-    gm = trace(ALL[name](), SHAPE)
+    gm = trace(ALL[name](), SHAPE).model
     assert choose_features(gm) == FEATURES[name]
     assert insert_feature_taps(gm, FEATURES[name]) == len(FEATURES[name])
     gm.recompile()

@@ -31,7 +31,7 @@ def tiny(*extra: nn.Module) -> GraphModule:
         torch.manual_seed(3)
         layers = [nn.Conv2d(2, 3, 3, bias=False), nn.Tanh(), nn.Conv2d(3, 4, 2, bias=False)]
         layers += extra or [nn.Tanh(), nn.Flatten(), nn.Linear(16, 3, bias=False)]
-        return trace(nn.Sequential(*layers), SHAPE)
+        return trace(nn.Sequential(*layers), SHAPE).model
 
 
 def labelled() -> tuple[GraphModule, Tensor]:
@@ -131,7 +131,7 @@ class TwoHeads(nn.Module):
 
 def test_nested_outputs_are_summed_up():
     torch.manual_seed(0)
-    teacher = trace(TwoHeads(), SHAPE)
+    teacher = trace(TwoHeads(), SHAPE).model
     found = measure_importance(teacher, images(), probes=300)
     assert found.layers == ("stem", "map", "logits")
     hidden = torch.tanh(teacher.stem(images()))
@@ -175,7 +175,7 @@ def test_a_seed_repeats_and_the_error_shrinks_with_the_probes():
 
 
 def test_a_layer_called_twice_counts_once():
-    teacher = trace(ALL["repeated_conv"](), (3, 16, 16))
+    teacher = trace(ALL["repeated_conv"](), (3, 16, 16)).model
     found = measure_importance(teacher, torch.randn(4, 3, 16, 16), probes=2)
     assert found.layers == ("stem.0", "conv", "head")
     assert all(h > 0 for h in found.trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +15,7 @@ from fxquant.graph.fold_batchnorm import fold_batchnorm
 from fxquant.graph.insert_quantizers import first_and_last_layer, insert_quantizers
 from fxquant.graph.insert_taps import choose_features, insert_bn_taps, insert_feature_taps
 from fxquant.graph.passes import run_passes
-from fxquant.graph.trace import trace
+from fxquant.graph.trace import LeftOut, trace
 from fxquant.spec import QConfig
 
 
@@ -25,6 +26,8 @@ class Prepared:
     `teacher` computes what the model does, with taps at batch norm inputs and features;
     `student` is the same network with folded batch norms, fake-quant nodes that are not
     calibrated yet, and the same feature taps. `rewrites` counts what each pass changed.
+    `left_out` is what tracing could not look into, `notes` what it took for granted, each a
+    sentence, and `fixed_size` the regions that are right at `input_shape` alone.
     """
 
     teacher: nn.Module
@@ -33,16 +36,27 @@ class Prepared:
     input_shape: tuple[int, ...]
     features: tuple[str, ...]
     rewrites: dict[str, int]
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    fixed_size: tuple[str, ...] = ()
 
 
-def prepare(model: nn.Module, config: QConfig, input_shape: tuple[int, ...]) -> Prepared:
+def prepare(
+    model: nn.Module,
+    config: QConfig,
+    input_shape: tuple[int, ...],
+    *,
+    leaves: Collection[type[nn.Module]] = (),
+) -> Prepared:
     """Trace `model` and build its teacher and student; the model itself stays as it was.
 
-    `input_shape` is (channels, height, width). Raises TraceError where the model can't be
-    traced, SettingError where there is nothing to quantize.
+    `input_shape` is (channels, height, width). Modules of the classes `leaves` are not looked
+    into. Raises TraceError where nothing of the model can be traced, SettingError where there is
+    nothing to quantize.
     """
     model = DetectorNetwork(model) if is_detector(model) else model
-    teacher = trace(model, input_shape)
+    traced = trace(model, input_shape, leaves=leaves)
+    teacher = traced.model
     student = copy.deepcopy(teacher)
     features, ends = choose_features(teacher), first_and_last_layer(teacher)
     tap_features = ("insert_feature_taps", partial(insert_feature_taps, names=features))
@@ -60,4 +74,14 @@ def prepare(model: nn.Module, config: QConfig, input_shape: tuple[int, ...]) -> 
             "there is nothing to quantize: the model has no convolution or linear layer, "
             "or layer rules keep all of them float"
         )
-    return Prepared(teacher, student, config, input_shape, tuple(features), rewrites)
+    return Prepared(
+        teacher,
+        student,
+        config,
+        input_shape,
+        tuple(features),
+        rewrites,
+        traced.left_out,
+        traced.notes,
+        traced.fixed_size,
+    )

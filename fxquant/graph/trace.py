@@ -1,133 +1,147 @@
-"""From a model to a torch.fx graph that is known to compute the same."""
+"""From a model to torch.fx graphs that are known to compute the same, as far as that goes."""
 
 from __future__ import annotations
 
 import copy
-import traceback
-from pathlib import Path
+from collections.abc import Collection
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
+from torch import nn
 
-from fxquant.errors import SettingError, TraceError
-
-_LEAVES = (FrozenBatchNorm2d, StochasticDepth, nn.modules.batchnorm._NormBase)
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+from fxquant.errors import TraceError
+from fxquant.graph.candidates import Candidate, agrees, in_place, mark_network_input
+from fxquant.graph.failures import Failure
+from fxquant.graph.probes import Call, Probes
+from fxquant.graph.search import Search, is_inside
 
 
-class ModelTracer(Tracer):
-    """torch.fx's tracer with torch.nn layers, and classes that inherit their forward, as leaves."""
+@dataclass(frozen=True)
+class LeftOut:
+    """A module that the tracer could not look into.
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, _LEAVES):
-            return True
-        owner = next(base for base in type(m).__mro__ if "forward" in vars(base))
-        return owner.__module__.startswith("torch.nn.") and owner not in _CONTAINERS
+    `name` is its qualified name, '' for the model itself, `type` its class; `file` and `line` say
+    where tracing stopped in the user's or the zoo's code ('' and 0 where that is unknown), `reason`
+    why, in a person's words. `hidden` has the names of the modules with weights inside it that no
+    region shows; it is empty where everything inside was traced in turn.
+    """
+
+    name: str
+    type: str
+    file: str
+    line: int
+    reason: str
+    hidden: tuple[str, ...]
 
 
-def trace(model: nn.Module, input_shape: tuple[int, ...]) -> GraphModule:
-    """Trace a copy of `model` in eval mode and check it against the original.
+@dataclass(frozen=True)
+class Traced:
+    """A model with regions: torch.fx graphs in place of the modules that could be traced.
 
-    `input_shape` is (channels, height, width) without the batch. The graph's nodes carry
-    `meta["shape"]`. Raises SettingError where the model doesn't take such an input, TraceError
-    where it can't be traced or the graph computes something else.
+    `model` is a copy in eval mode without gradients, itself a graph where it traces whole.
+    `fixed_size` names the regions that are right at the traced size alone; `notes` says which
+    guards were taken as passing, and which numbers of the example were used.
+    """
+
+    model: nn.Module
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+    fixed_size: tuple[str, ...]
+
+
+def trace(
+    model: nn.Module, input_shape: tuple, *, leaves: Collection[type[nn.Module]] = ()
+) -> Traced:
+    """Trace a copy of `model` in eval mode, and check each part of it against the original.
+
+    `input_shape` is (channels, height, width) without the batch, or a tuple of such shapes where
+    the model takes several inputs. Modules of the classes `leaves` are never looked into. Raises
+    SettingError where the model doesn't take such an input, TraceError where nothing that has
+    weights can be traced, or where the model is random.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    probe = probe_input(model, input_shape)
-    expected = _run_model(model, probe, input_shape)
-    tracer = ModelTracer()
-    try:
-        graph = tracer.trace(model)
-    except Exception as error:
-        raise _trace_error(tracer, model, error) from error
-    _input_first(graph)
-    gm = GraphModule(model, graph, class_name=type(model).__name__)
-    gm.delete_all_unused_submodules()
-    _check_equal(gm, probe, expected)
-    smaller = probe[:1]
-    _check_equal(gm, smaller, _run_model(model, smaller, input_shape))
-    record_shapes(gm, probe)
-    return gm
+    types = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}
+    probes = Probes(model, input_shape)
+    search = Search(model, probes, leaves)
+    search.cover("", probes.root_calls())
+    if not search.regions:
+        probes.check_deterministic(model)
+        raise _nothing_traced(search, types)
+    whole = _put_together(search)
+    if not search.regions:
+        raise _nothing_traced(search, types)
+    return Traced(
+        whole,
+        tuple(_left_out(search, types)),
+        tuple(_notes(search)),
+        tuple(name for name, region in search.regions.items() if region.fixed),
+    )
 
 
-def probe_input(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """Two deterministic noise images of `input_shape` on the model's device."""
-    generator = torch.Generator().manual_seed(0)
-    parameter = next(model.parameters(), torch.empty(0))
-    return torch.randn(2, *input_shape, generator=generator).to(parameter.device)
+def _put_together(search: Search) -> nn.Module:
+    """The model with its regions in place, without those that the code around doesn't fit."""
+    for name in search.probes.early & set(search.regions):
+        mark_network_input(search.regions[name].graph)
+    if not _fits(search, search.regions):
+        kept: dict[str, Candidate] = {}
+        for name, region in search.regions.items():
+            if _fits(search, kept | {name: region}):
+                kept[name] = region
+            else:
+                search.failures[name] = Failure("", 0, "the code around it needs more than a graph")
+        search.regions = kept
+    with in_place(search.model, search.modules, search.regions) as whole:
+        return copy.deepcopy(whole)
 
 
-def record_shapes(gm: GraphModule, example: Tensor) -> None:
-    """Run `gm` on `example` and keep each tensor's shape in its node's `meta["shape"]`."""
-
-    class Recorder(Interpreter):
-        def run_node(self, n: Node):
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                n.meta["shape"] = value.shape
-            if n.op == "placeholder":
-                n.meta["network_input"] = True
-            return value
-
-    with torch.no_grad():
-        Recorder(gm).run(example)
+def _fits(search: Search, regions: dict[str, Candidate]) -> bool:
+    """Whether the model with these regions in place computes what it did."""
+    if list(regions) == [""]:
+        return True  # checked as a region
+    fixed = any(region.fixed for region in regions.values())
+    with in_place(search.model, search.modules, regions) as whole:
+        return all(
+            agrees(whole, Call(inputs, {}, expected, other_size))
+            for inputs, expected, other_size in search.probes.runs
+            if not (other_size and fixed)
+        )
 
 
-def _input_first(graph: Graph) -> None:
-    """Let calls of modules by keyword, `bn(input=x)`, have their input as first argument."""
-    for node in graph.nodes:
-        if node.op == "call_module" and not node.args and "input" in node.kwargs:
-            rest = dict(node.kwargs)
-            node.args = (rest.pop("input"),)
-            node.kwargs = rest
+def _left_out(search: Search, types: dict[str, str]) -> list[LeftOut]:
+    """What failed and is in no region, inner modules first to claim the weights they hide."""
+    found: list[LeftOut] = []
+    unclaimed = search.hidden("")
+    for name in sorted(search.failures, reverse=True):
+        hidden = {owner for owner in unclaimed if is_inside(owner, name)}
+        if name in search.regions and not hidden:
+            continue
+        unclaimed -= hidden
+        why = search.failures[name]
+        found.append(
+            LeftOut(name, types[name], why.file, why.line, why.reason, tuple(sorted(hidden)))
+        )
+    if unclaimed:
+        reason = "its code uses these weights outside of what could be traced"
+        found.append(LeftOut("", types[""], "", 0, reason, tuple(sorted(unclaimed))))
+    return found[::-1]
 
 
-def _run_model(model: nn.Module, probe: Tensor, input_shape: tuple[int, ...]):
-    try:
-        with torch.no_grad():
-            return model(probe)
-    except Exception as error:
-        shape = ",".join(map(str, input_shape))
-        raise SettingError(
-            f"the model does not take an input of shape {shape} (channels first, no batch): "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            "give the shape that it was trained on with --input-shape C,H,W",
-        ) from error
-
-
-def _check_equal(gm: GraphModule, probe: Tensor, expected) -> None:
-    try:
-        with torch.no_grad():
-            torch.testing.assert_close(gm(probe), expected, rtol=1e-4, atol=1e-5, equal_nan=True)
-    except Exception as error:
-        raise TraceError(
-            f"the traced graph of {gm.__class__.__name__} does not compute what the model does: "
-            f"{str(error).splitlines()[0]}",
-            "the model's forward depends on values that torch.fx can't see; "
-            "rewrite it without branches on the input",
-        ) from error
-
-
-def _trace_error(tracer: Tracer, model: nn.Module, error: Exception) -> TraceError:
-    """Name the innermost module that was being traced, and the line of the user's code."""
-    # A second call's key has a suffix; the path beside it has none.
-    stack = list(tracer.module_stack.values())
-    name = stack[-1][0] if stack else ""
-    module = model.get_submodule(name) if name else model
-    where = f"module '{name}' ({type(module).__name__})" if name else type(module).__name__
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "torch" not in Path(frame.filename).parts and frame.filename != __file__
+def _notes(search: Search) -> list[str]:
+    passed, values = set(), set()
+    for region in search.regions.values():
+        passed |= region.recording.passed
+        values |= region.recording.values
+    return [
+        *(f"taken as passing: {place}" for place in sorted(passed)),
+        *(f"answered with the numbers of the traced size: {place}" for place in sorted(values)),
     ]
-    line = ""
-    if frames:
-        line = f", {frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`"
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _nothing_traced(search: Search, types: dict[str, str]) -> TraceError:
+    name, why = next(iter(search.failures.items()), ("", Failure("", 0, "it has no weights")))
+    where = f"module '{name}' ({types[name]})" if name else types[""]
+    line = f", {why.file}:{why.line}" if why.file else ""
     return TraceError(
-        f"{where} can't be traced{line}: {reason}",
+        f"{where} can't be traced{line}: {why.reason}",
         "torch.fx records what forward does without running it on numbers: move branches and "
         "loops that depend on the input out of this forward, or quantize the part that traces",
     )

@@ -32,7 +32,11 @@ class LoadedModel:
 
 
 def load_model(
-    source: str | Path, *, arch: str | None = None, trust_classes: Sequence[str] = ()
+    source: str | Path,
+    *,
+    arch: str | None = None,
+    trust_classes: Sequence[str] = (),
+    pretrained: bool = True,
 ) -> LoadedModel:
     """Load the network that `source` names.
 
@@ -40,7 +44,8 @@ def load_model(
     `torchvision:NAME` or `pytorchcv:NAME` (with their pretrained weights), or
     `package.module:callable`. `arch` is one of the last three forms; zoo networks are built
     without weights for it. `trust_classes` are the exact dotted names of classes that a pickled
-    file may use beside those of torch.nn, torchvision, pytorchcv and timm.
+    file may use beside those of torch.nn, torchvision, pytorchcv and timm. Without `pretrained` a
+    zoo's network is built with random weights, for those who ask for its structure alone.
     Raises UntrustedClassError where a file names any other class, ModelLoadError where nothing
     can be loaded.
     """
@@ -49,7 +54,7 @@ def load_model(
     if is_named(source) and not path.exists():
         if arch is not None:
             raise _needless_arch(f"'{source}' names a network", arch)
-        module, digest = build(source, pretrained=True), None
+        module, digest = build(source, pretrained=pretrained), None
         name = source.partition(":")[2].rpartition(".")[2]
     else:
         content = find_network(read_model_file(path, trust_classes), source)

@@ -13,6 +13,7 @@ from jinja2 import ChainableUndefined, Environment, Template
 from torch import Tensor
 
 from fxquant.report import formats, pictures
+from fxquant.report.floating import grouped
 from fxquant.report.formats import cell, count, db, is_number, percent, times, words
 
 LOW_SQNR_DB = 10.0  # below it, noise has more than 32 % of the signal's amplitude
@@ -61,7 +62,7 @@ def _view(report: dict[str, Any], images: Tensor) -> dict[str, Any]:
         "headline": _headline(report),
         "attention": _attention(report),
         "ratio": {"size": _size_ratio(report), "bitops": _bitops_ratio(report)},
-        "float": _group(report.get("float") or []),
+        "float": grouped(report.get("float") or []),
         "layers": rows,
         "terms": _terms(_at(report, "settings", "recipe") or {}),
         "parity_extra": _extra(report.get("parity") or {}),
@@ -154,15 +155,6 @@ def _bitops_ratio(report: dict[str, Any]) -> float | None:
 
 def _ratio(before: Any, after: Any) -> float | None:
     return before / after if is_number(before) and is_number(after) and after > 0 else None
-
-
-def _group(parts: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-    """Parts that stay floating point, gathered by what they are and why."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for part in parts:
-        key = (str(part.get("what") or "part"), str(part.get("reason") or "no reason given"))
-        groups.setdefault(key, []).append(str(part.get("name")))
-    return [{"what": what, "reason": why, "names": n} for (what, why), n in groups.items()]
 
 
 def _layer_rows(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""What a person gave on the command line: a recipe.toml, and options over it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fxquant.errors import SettingError
+from fxquant.models.load import LoadedModel
+from fxquant.settings import Settings, read_settings
+from fxquant.spec import LayerRule, QConfig
+
+
+def given_settings(options: dict[str, Any]) -> Settings | None:
+    """The settings of the recipe.toml that was given; None where there was none."""
+    file = options["config_file"]
+    return read_settings(file) if file else None
+
+
+def given_shape(
+    loaded: LoadedModel, base: Settings | None, options: dict[str, Any]
+) -> tuple[int, ...]:
+    """(channels, height, width) as given, or as the network itself says; raises SettingError."""
+    shape = options["input_shape"] or (base and base.input_shape) or loaded.input_shape
+    if not shape:
+        raise SettingError(
+            f"the model {loaded.name} does not say what input it takes",
+            "give it as --input-shape C,H,W, for example --input-shape 3,32,32",
+        )
+    return tuple(shape)
+
+
+def given_widths(base: Settings | None, options: dict[str, Any]) -> QConfig:
+    """The widths of a recipe.toml, else the defaults, with options over them."""
+    given = {
+        "weight_bits": options["weight_bits"] or options["bits"],
+        "act_bits": options["act_bits"] or options["bits"],
+        "sum_bits": options["sum_bits"],
+        "first_last_bits": options["first_last_bits"],
+        "layers": tuple(LayerRule.parse(text) for text in options["layers"]),
+    }
+    config = base.config if base else QConfig()
+    return replace(config, **{name: value for name, value in given.items() if value})

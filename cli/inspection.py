@@ -1,0 +1,135 @@
+"""What `fxquant inspect` prints for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fxquant.cli.tables import Column, Page
+from fxquant.report.floating import grouped
+from fxquant.report.formats import amount, count, number, percent, size
+
+_LAYERS = (
+    Column("layer", fold=True),
+    Column("kind"),
+    Column("weights"),
+    Column("params", right=True),
+    Column("MACs", right=True),
+    Column("W", right=True),
+    Column("A", right=True),
+    Column("integer kernel", fold=True),
+)
+_PAIRS = (Column(""), Column("", fold=True))
+
+
+def print_inspection(facts: dict[str, Any]) -> None:
+    """Layers, what stays float and why, taps, then size and operations before and after."""
+    page = Page()
+    _print_layers(page, facts["layers"])
+    _print_float(page, facts)
+    _print_left_out(page, facts)
+    _print_taps(page, facts["taps"])
+    _print_totals(page, facts)
+
+
+def _print_layers(page: Page, layers: list[dict[str, Any]]) -> None:
+    reasons = list(dict.fromkeys(_reason(layer) for layer in layers if _reason(layer)))
+    page.title("Layers")
+    page.table(_LAYERS, [_row(page, layer, reasons) for layer in layers])
+    if page.is_terminal:
+        for number, reason in enumerate(reasons, 1):
+            page.text(f"({number}) {reason}")
+
+
+def _row(page: Page, layer: dict[str, Any], reasons: list[str]) -> list[str]:
+    verdict, reason = "yes", _reason(layer)
+    if reason:
+        verdict = "float" if layer["weight_bits"] is None else "no"
+        verdict += f" ({reasons.index(reason) + 1})" if page.is_terminal else f": {reason}"
+    return [
+        layer["name"],
+        layer["kind"],
+        "x".join(map(str, layer["weight_shape"])) or "-",
+        amount(layer["parameters"]),
+        amount(layer["macs"]),
+        str(layer["weight_bits"] or "-"),
+        str(layer["act_bits"] or "-"),
+        verdict,
+    ]
+
+
+def _reason(layer: dict[str, Any]) -> str | None:
+    return layer["float_reason"] or layer["kernel_reason"]
+
+
+def _print_float(page: Page, facts: dict[str, Any]) -> None:
+    page.title("In floating point")
+    groups = grouped(facts["float"])
+    if not groups:
+        page.text("nothing that was found", indent=2)
+    for group in groups:
+        names = group["names"]
+        page.text(f"{group['what']}, {count(len(names), 'place')}: {group['reason']}", indent=2)
+        page.names(names, indent=4)
+
+
+def _print_left_out(page: Page, facts: dict[str, Any]) -> None:
+    if facts["left_out"]:
+        page.title("Not looked into")
+    for part in facts["left_out"]:
+        where = f", {part['file']}:{part['line']}" if part["file"] else ""
+        page.text(f"{part['name'] or 'the model'} ({part['type']}){where}", indent=2)
+        page.text(part["reason"], indent=4)
+        if part["hidden"]:
+            page.text(f"hides {count(len(part['hidden']), 'layer')}:", indent=4)
+            page.names(part["hidden"], indent=6)
+    if facts["fixed_size"]:
+        page.title(f"Right at input {_shape(facts)} alone")
+        page.names([name or "the model" for name in facts["fixed_size"]], indent=2)
+    if facts["notes"]:
+        page.title("Taken for granted")
+    for note in facts["notes"]:
+        page.text(note, indent=2)
+
+
+def _print_taps(page: Page, taps: dict[str, Any]) -> None:
+    page.title("Taps")
+    page.text(f"inputs of batch norms, {taps['batchnorm']}:", indent=2)
+    missing = ["none with running statistics: there is nothing for a data-free recipe to match"]
+    page.names(taps["batchnorm_names"] or missing, indent=4)
+    page.text(f"features, {len(taps['features'])}:", indent=2)
+    page.names(taps["features"], indent=4)
+
+
+def _print_totals(page: Page, facts: dict[str, Any]) -> None:
+    model, config, summary = facts["model"], facts["settings"]["config"], facts["summary"]
+    widths = f"W{config['weight_bits']}A{config['act_bits']}"
+    page.title(f"{model['name']}, input {_shape(facts)}, {widths}")
+    layers = summary["layers_quantized"] + summary["layers_float"]
+    before, after = facts["size"]["float_bytes"], facts["size"]["weights_bytes"]
+    rows = [
+        ("parameters", amount(model["parameters"])),
+        ("weights", f"{size(before)} -> {size(after)}{_factor(before, after, 'smaller')}"),
+        ("MACs", f"{amount(model['macs'])} for one input"),
+        ("BitOps", _bitops(facts["bitops"])),
+        (
+            "quantized",
+            f"{summary['layers_quantized']} of {count(layers, 'layer')}, "
+            f"{percent(100 * summary['macs_quantized'])} of MACs",
+        ),
+        ("integer kernels", f"{summary['layers_integer']} of {count(layers, 'layer')}"),
+        ("batch norms folded", str(summary["batchnorms_folded"])),
+    ]
+    page.table(_PAIRS, rows)
+
+
+def _bitops(bitops: dict[str, int]) -> str:
+    before, after = bitops["float"], bitops["quantized"]
+    return f"{amount(before)} -> {amount(after)}{_factor(before, after, 'fewer')}"
+
+
+def _factor(before: float, after: float, what: str) -> str:
+    return f", {number(before / after, 1)} times {what}" if after else ""
+
+
+def _shape(facts: dict[str, Any]) -> str:
+    return "x".join(map(str, facts["model"]["input_shape"]))

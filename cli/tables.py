@@ -1,0 +1,94 @@
+"""Tables and lists on stdout: rich ones in a terminal, plain text that lacks nothing elsewhere."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+FEW = 8
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its title, whether it holds numbers, and whether it may be folded."""
+
+    title: str
+    right: bool = False
+    fold: bool = False
+
+
+class Page:
+    """Prints to stdout as wide as the terminal is; elsewhere nothing is wrapped or left out."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, markup=False, emoji=False)
+        self.is_terminal = self._console.is_terminal
+
+    def title(self, text: str) -> None:
+        """A line that heads what follows, with space before it."""
+        if self.is_terminal:
+            self._console.print(f"\n{text}", style="bold")
+        else:
+            click.echo(f"\n{text}")
+
+    def text(self, text: str, indent: int = 0) -> None:
+        """A paragraph, wrapped between words in a terminal."""
+        pad = " " * indent
+        if not self.is_terminal:
+            click.echo(pad + text)
+            return
+        lines = textwrap.wrap(
+            text,
+            max(self._console.width, 20),
+            initial_indent=pad,
+            subsequent_indent=pad,
+            break_on_hyphens=False,
+        )
+        for line in lines:
+            self._console.print(line, soft_wrap=True)
+
+    def names(self, names: Sequence[str], indent: int = 0) -> None:
+        """A list of names: the first few in a terminal, every one elsewhere."""
+        shown = list(names)
+        if self.is_terminal and len(shown) > FEW:
+            shown = [*shown[: FEW - 1], f"and {len(shown) - FEW + 1} more"]
+        self.text(", ".join(shown), indent)
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+        """Rows of cells, under titles where a column has one."""
+        if not self.is_terminal:
+            for line in _aligned(columns, rows):
+                click.echo(line)
+            return
+        titled = any(column.title for column in columns)
+        table = Table(box=SIMPLE_HEAD if titled else None, show_header=titled, pad_edge=False)
+        for column in columns:
+            table.add_column(
+                column.title,
+                justify="right" if column.right else "left",
+                overflow="fold",
+                no_wrap=not column.fold,
+            )
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+
+def _aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells padded to the widest of each column, two spaces between columns."""
+    titles = [column.title for column in columns]
+    table = [titles, *rows] if any(titles) else list(rows)
+    widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        ).rstrip()
+        for row in table
+    ]

@@ -1,0 +1,131 @@
+"""Builtins and torch functions that take no part in `__torch_function__`, made to know proxies."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+from fxquant.graph.proxies import ExampleProxy, proxies_in
+
+_FACTORIES = (
+    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn"),
+    *("tensor", "zeros"),
+)
+_isinstance, _len = isinstance, len
+
+
+@contextmanager
+def proxy_aware_builtins(module: nn.Module) -> Iterator[None]:
+    """Inside the block, what `module`'s code calls by these names knows proxies.
+
+    `isinstance` looks at the example. `len` of a tensor, `max`, `min`, `int` and `float` of sizes,
+    and torch's factories are recorded, so that what they give is right at every size.
+    """
+    with ExitStack() as stack:
+        replaced: dict[str, Callable] = {"isinstance": _aware_isinstance, "len": _aware_len}
+        replaced |= {f.__name__: _recording_numbers(f) for f in (max, min)}
+        for name, function in replaced.items():
+            stack.enter_context(patch.object(builtins, name, function))
+        for name in _FACTORIES:
+            stack.enter_context(patch.object(torch, name, _recording(getattr(torch, name))))
+        # As builtins these would break torch's own code, which compares types by identity.
+        for names in _globals_of(module):
+            for number in (_Int, _Float):
+                if number.of.__name__ not in names:
+                    stack.enter_context(patch.dict(names, {number.of.__name__: number}))
+        yield
+
+
+def _globals_of(module: nn.Module) -> list[dict]:
+    """Global names of the files that the module's classes, and functions they name, come from."""
+    classes = {cls for m in module.modules() for cls in type(m).__mro__}
+    files = {cls.__module__ for cls in classes} - {"builtins"}
+    packages = {file.split(".")[0] for file in files} - {"torch"}
+    named = {
+        getattr(value, "__module__", None) or ""
+        for file in files
+        if file.split(".")[0] in packages and file in sys.modules
+        for value in list(vars(sys.modules[file]).values())
+    }
+    wanted = {f for f in files | named if f.split(".")[0] in packages and f in sys.modules}
+    return [vars(sys.modules[file]) for file in sorted(wanted)]
+
+
+def _aware_isinstance(value, classes) -> bool:
+    if type(value) is not ExampleProxy:
+        return _isinstance(value, classes)
+    named = classes if _isinstance(classes, tuple) else (classes,)
+    return any(c is ExampleProxy or c is Proxy for c in named) or _isinstance(
+        value.example, classes
+    )
+
+
+def _aware_len(value) -> int:
+    if type(value) is ExampleProxy and _isinstance(value.example, Tensor):
+        return value.tracer.create_proxy("call_function", _len, (value,), {})
+    return _len(value)
+
+
+def _recording(function: Callable) -> Callable:
+    @wraps(function)
+    def recorded(*args, **kwargs):
+        proxies = proxies_in(args, kwargs)
+        if not proxies:
+            return function(*args, **kwargs)
+        return proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
+
+    return recorded
+
+
+def _recording_numbers(function: Callable) -> Callable:
+    recorded = _recording(function)
+
+    @wraps(function)
+    def of_numbers(*args, **kwargs):
+        numbers = all(_isinstance(p.example, int | float) for p in proxies_in(args))
+        return recorded(*args, **kwargs) if numbers and not kwargs else function(*args, **kwargs)
+
+    return of_numbers
+
+
+class _NumberType(type):
+    """Type of names that stand for a number type `of`: a conversion that is recorded."""
+
+    of: type
+
+    def __call__(cls, *args, **kwargs):
+        return _recording_numbers(cls.of)(*args, **kwargs)
+
+    def __instancecheck__(cls, instance) -> bool:
+        return _isinstance(instance, cls.of)
+
+    def __subclasscheck__(cls, subclass) -> bool:
+        return issubclass(subclass, cls.of)
+
+    def __eq__(cls, other) -> bool:
+        return other is cls or other is cls.of
+
+    def __hash__(cls) -> int:
+        return hash(cls.of)
+
+    def __or__(cls, other):
+        return cls.of | other
+
+    def __ror__(cls, other):
+        return other | cls.of
+
+
+class _Int(metaclass=_NumberType):
+    of = int
+
+
+class _Float(metaclass=_NumberType):
+    of = float

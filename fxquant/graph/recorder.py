@@ -1,0 +1,351 @@
+"""Records what a module's forward does as a torch.fx graph, while it runs on an example."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Collection
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType, FunctionType
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node, Tracer
+from torchvision import ops
+
+from fxquant.graph.aware_builtins import proxy_aware_builtins
+from fxquant.graph.failures import Failure, failure, source_line
+from fxquant.graph.guards import is_guard
+from fxquant.graph.proxies import (
+    ExampleProxy,
+    UnansweredError,
+    example_of,
+    map_values,
+    proxies_in,
+)
+
+_LEAVES = (
+    *(ops.FrozenBatchNorm2d, ops.StochasticDepth, ops.DeformConv2d, ops.MultiScaleRoIAlign),
+    *(ops.RoIAlign, ops.RoIPool, ops.PSRoIAlign, ops.PSRoIPool),
+)
+_CONTAINERS = (
+    *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer),
+    *(nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+)
+# What returns parts of its tensor: taking one of them brings in nothing from outside the graph.
+_SPLITS = {
+    *("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "hsplit", "vsplit"),
+    *("dsplit", "unsafe_chunk", "unsafe_split"),
+}
+_RANK = {"dim", "ndim", "ndimension"}
+HOST = "fxquant_host"
+
+
+class CalledTwiceError(Exception):
+    """A module whose first call was recorded from inside can't be in its second: start again."""
+
+    def __init__(self, name: str, reason: Failure):
+        super().__init__(name)
+        self.name, self.reason = name, reason
+
+
+@dataclass
+class Recording:
+    """What one pass over a module's forward gave.
+
+    `graph` computes what it does; `failures` has the modules inside that became leaves because
+    their forward can't be recorded, by name; `values` the places where a number was answered from
+    the example; `passed` the guards that were taken as passing; `constants` are tensors made
+    while recording, which the graph reads as attributes; `augmented` says whether tensors were
+    changed by `+=` or its kin.
+    """
+
+    graph: Graph | None = None
+    failures: dict[str, Failure] = field(default_factory=dict)
+    values: set[str] = field(default_factory=set)
+    passed: set[str] = field(default_factory=set)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    augmented: bool = False
+
+
+class Recorder(Tracer):
+    """torch.fx's tracer, run on example arguments, that makes leaves of what it can't record.
+
+    Leaves are torch.nn layers, classes that inherit their forward from one, torchvision's
+    operators, and those of `leaves`, classes or names. Modules named in `values` may use numbers
+    of the example; `bind_numbers` makes constants of the numbers among the arguments.
+    """
+
+    def __init__(
+        self,
+        leaves: Collection[type[nn.Module]] = (),
+        forced: dict[str, Failure] | None = None,
+        values: Collection[str] = (),
+        bind_numbers: bool = False,
+        in_place: bool = False,
+    ):
+        super().__init__()
+        self.recording = Recording(failures=dict(forced or {}))
+        self.in_place = in_place
+        self._leaves = tuple(leaves)
+        self._values = frozenset(values)
+        self._bind_numbers = bind_numbers
+        self._is_running = False
+        self._entered: set[str] = set()
+        self._tensors: dict[str, ExampleProxy] = {}
+
+    def record(self, module: nn.Module, args: tuple, kwargs: dict) -> Recording:
+        """Record `module` called with these arguments, which the run may change."""
+        self._arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        self._names = {id(t): name for name, t in _tensors_of(module)}
+        attributes = [(m, dict(vars(m))) for m in module.modules()]
+        try:
+            with torch.no_grad(), proxy_aware_builtins(module):
+                self.recording.graph = self.trace(module)
+            made = {k: t for t, k in self.tensor_attrs.items() if k not in attributes[0][1]}
+            self.recording.constants = {k: t for k, t in made.items() if k in vars(module)}
+        finally:
+            for submodule, before in attributes:
+                vars(submodule).clear()
+                vars(submodule).update(before)
+        _tidy(self.recording.graph)
+        return self.recording
+
+    # What torch.fx asks for while it traces.
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.recording.failures or is_leaf(m, self._leaves)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict):
+        if self._is_running:
+            return forward(*args, **kwargs)
+        name = self.path_of_module(m)
+        if self.is_leaf_module(m, name):
+            return super().call_module(m, forward, args, kwargs)
+        last, depth = self._last_node(), len(self.module_stack)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except CalledTwiceError:
+            raise
+        except Exception as error:
+            reason = failure(error)
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem()
+            if name in self._entered:
+                raise CalledTwiceError(name, reason) from error
+            self._erase_after(last)
+            self.recording.failures[name] = reason
+            return super().call_module(m, forward, args, kwargs)
+        self._entered.add(name)
+        return result
+
+    def getattr(self, attr: str, attr_val, parameter_proxy_cache: dict):
+        if self._is_running or id(attr_val) not in self._names:
+            return attr_val
+        name = self._names[id(attr_val)]
+        if name not in self._tensors:
+            node = self.create_node("get_attr", name, (), {})
+            self._tensors[name] = self._wrap(node, attr_val, constant=True)
+        return self._tensors[name]
+
+    def create_args_for_root(self, root_fn, is_module: bool, concrete_args=None):
+        """Placeholders for the arguments of the example; a closure that calls forward on them."""
+        signature = inspect.signature(self.root.forward)
+        nodes = {p.name: self._placeholder(p) for p in signature.parameters.values()}
+        values = {
+            name: self._wrap_argument(node, self._arguments[name])
+            for name, node in nodes.items()
+            if name in self._arguments
+        }
+
+        def call(*_):
+            bound = inspect.BoundArguments(signature, values)
+            return self.root.forward(*bound.args, **bound.kwargs)
+
+        return call, []
+
+    def create_arg(self, a):
+        return a.node if type(a) is ExampleProxy else super().create_arg(a)
+
+    def create_proxy(
+        self, kind, target, args, kwargs, name=None, type_expr=None, proxy_factory_fn=None
+    ):
+        """Record an op, run it on the examples, and return what it gives as proxies."""
+        if target is torch._assert and example_of(args[0]):
+            self.recording.passed.add(source_line(inspect.currentframe()))
+            return None
+        if kind == "call_function" and _hides_weights(target, args, kwargs):
+            return target(*args, **kwargs)
+        result = self._run(kind, target, args, kwargs)
+        if _is_structure(kind, target, args, kwargs, result):
+            return result
+        constant = kind != "call_module" and all(p.constant for p in proxies_in(args, kwargs))
+        node = self.create_node(
+            kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr
+        )
+        return self._wrap(node, result, constant)
+
+    # What proxies ask for.
+
+    def answer_bool(self, proxy: ExampleProxy, frame: FrameType) -> bool:
+        """The truth of a traced value, where a guard asks, or where it is the same for all."""
+        if not proxy.constant and not self._may_use_values() and is_guard(frame):
+            self.recording.passed.add(source_line(frame))
+            return bool(proxy.example)
+        return bool(self.answer_number(proxy, "branches on {}"))
+
+    def answer_number(self, proxy: ExampleProxy, question: str):
+        """The example of a proxy as a number; raises UnansweredError where a run decides."""
+        if proxy.constant:
+            return proxy.example
+        if not self._may_use_values():
+            raise UnansweredError(question.format(_describe(proxy)))
+        self.recording.values.add(source_line(inspect.currentframe()))
+        return proxy.example
+
+    def _may_use_values(self) -> bool:
+        stack = ["", *(name for name, _ in self.module_stack.values())]
+        return any(name in self._values for name in stack)
+
+    # Nodes and their examples.
+
+    @contextmanager
+    def _running(self):
+        before, self._is_running = self._is_running, True
+        try:
+            yield
+        finally:
+            self._is_running = before
+
+    def _run(self, kind: str, target, args: tuple, kwargs: dict):
+        args, kwargs = map_values(example_of, (args, kwargs))
+        with self._running():
+            if kind == "call_module":
+                return self.root.get_submodule(target)(*args, **kwargs)
+            if kind == "call_method":
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            return target(*args, **kwargs)
+
+    def _wrap(self, node: Node, value, constant: bool = False):
+        """What a node gives, as proxies; lists, tuples and dicts as such with proxies in them."""
+        if isinstance(value, Tensor):
+            node.meta["shape"] = value.shape
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, dict):
+            entries = {key: self._entry(node, key, v, constant) for key, v in value.items()}
+            return entries if type(value) is dict else type(value)(entries)
+        if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+            entries = [self._entry(node, i, v, constant) for i, v in enumerate(value)]
+            return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+        return ExampleProxy(node, self, value, constant)
+
+    def _entry(self, container: Node, key, value, constant: bool):
+        node = self.create_node("call_function", operator.getitem, (container, key), {})
+        name = getattr(container.target, "__name__", container.target)
+        brought_in = container.meta.get("entries", name not in _SPLITS)
+        node.meta["entries"] = brought_in
+        if isinstance(value, Tensor) and brought_in:
+            node.meta["entry"] = True
+        return self._wrap(node, value, constant)
+
+    def _placeholder(self, parameter: inspect.Parameter) -> Node:
+        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        has_default = parameter.default is not parameter.empty
+        default = (self.create_arg(parameter.default),) if has_default else ()
+        return self.create_node(
+            "placeholder", stars.get(parameter.kind, "") + parameter.name, default, {}
+        )
+
+    def _wrap_argument(self, node: Node, value):
+        leaves: list = []
+        map_values(leaves.append, value)
+        traced = (Tensor,) if self._bind_numbers else (Tensor, int, float)
+        if any(isinstance(leaf, traced) and not isinstance(leaf, bool) for leaf in leaves):
+            return self._wrap(node, value)
+        return value
+
+    def _last_node(self) -> Node:
+        return next(iter(reversed(self.graph.nodes)))
+
+    def _erase_after(self, last: Node) -> None:
+        erased = set()
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                break
+            erased.add(node)
+        for node in list(reversed(self.graph.nodes)):
+            if node in erased:
+                self.graph.erase_node(node)
+        self._tensors = {k: p for k, p in self._tensors.items() if p.node not in erased}
+
+
+def is_leaf(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> bool:
+    """Whether a module is recorded as one call."""
+    if isinstance(module, (*leaves, *_LEAVES)) or getattr(module, HOST, False):
+        return True
+    owner = next((base for base in type(module).__mro__ if "forward" in vars(base)), nn.Module)
+    return owner.__module__.startswith("torch.nn.") and owner not in _CONTAINERS
+
+
+def _tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _hides_weights(target, args: tuple, kwargs: dict) -> bool:
+    """Whether a function of the model's own, kept as one call by `fx.wrap`, is given weights."""
+    if not isinstance(target, FunctionType) or target.__module__.split(".")[0] == "torch":
+        return False
+    return any(isinstance(p.example, nn.Parameter) for p in proxies_in(args, kwargs))
+
+
+def _is_structure(kind: str, target, args: tuple, kwargs: dict, result) -> bool:
+    """Whether a result is no number and comes from none: the same for every input."""
+    if isinstance(result, torch.dtype | torch.layout | str | type):
+        return True
+    name = args[1] if target is getattr else getattr(target, "__name__", target)
+    asked = example_of(args[0]) if args else None
+    if isinstance(asked, Tensor):
+        is_constant = args[0].constant if type(args[0]) is ExampleProxy else True
+        if is_constant and name in ("shape", "size", "numel"):
+            return True
+        says_kind = target is getattr or str(name).startswith("is_")
+        return name in _RANK or (says_kind and isinstance(result, bool))
+    examples = [p.example for p in proxies_in(args, kwargs)]
+    plain = not any(isinstance(e, Tensor | int | float | torch.Size) for e in examples)
+    return isinstance(result, bool) and plain
+
+
+def _describe(proxy: ExampleProxy) -> str:
+    if isinstance(proxy.example, Tensor):
+        return "the values of a tensor"
+    ancestors, queue = set(), [proxy.node]
+    while queue:
+        node = queue.pop()
+        if node not in ancestors:
+            ancestors.add(node)
+            queue += node.all_input_nodes
+    if any(node.target in ("item", "tolist") for node in ancestors):
+        return "the values of a tensor"
+    return "the size of a tensor"
+
+
+def _tidy(graph: Graph) -> None:
+    """Drop questions about structure that nothing reads; the input of a layer comes first."""
+    for node in reversed(graph.nodes):
+        pure = node.target in (operator.getitem, getattr) or node.target in ("size", "dim")
+        number = node.op == "call_function" and getattr(node.target, "__module__", "") in (
+            *("_operator", "math", "builtins"),
+        )
+        is_read = node.users or node.op in ("placeholder", "output")
+        unread = not is_read and node.target is not operator.setitem
+        if unread and (pure or (number and "shape" not in node.meta)):
+            graph.erase_node(node)
+        node.meta.pop("entries", None)
+        if node.op == "call_module" and not node.args and "input" in node.kwargs:
+            rest = dict(node.kwargs)
+            node.args, node.kwargs = (rest.pop("input"),), rest
+        if node.op == "output":
+            node.type = None
