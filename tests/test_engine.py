@@ -57,10 +57,13 @@ PHASES = {
         "importance": 1,
         "polish": 4,
         "calibration": 1,
+        "reconstruction": 8,
         "fine-tuning": 4,
         "choice": 1,
     },
-    "ddaq without fine-tuning": {"warm-up": 3, "importance": 1, "polish": 4, "calibration": 1},
+    "ddaq without fine-tuning": {
+        **{"warm-up": 3, "importance": 1, "polish": 4, "calibration": 1, "reconstruction": 8},
+    },
     "paper": {"warm-up": 3, "importance": 1, "calibration": 1, "fine-tuning": 4},
     "paper without fine-tuning": {
         **{"warm-up": 3, "importance": 1, "calibration": 1, "adversarial": 2, "recalibration": 1},
@@ -116,9 +119,9 @@ def test_the_losses_of_a_step_add_up_to_its_total():
 def test_images_are_held_back_from_calibration_and_training(name, used, apart, monkeypatch):
     seen = []
 
-    def calibrate_and_tell(student: nn.Module, images: Tensor) -> None:
+    def calibrate_and_tell(student: nn.Module, images: Tensor, **options) -> None:
         seen.append(images)
-        calibrate(student, images)
+        calibrate(student, images, **options)
 
     monkeypatch.setattr(engine_module, "calibrate", calibrate_and_tell)
     engine = make(RECIPES[name])

@@ -30,12 +30,13 @@ from fxquant.datafree.samplers import (
     cosine,
 )
 from fxquant.datafree.watcher import SilentWatcher, Watcher
+from fxquant.ranges import ESTIMATORS
 
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 20
 # Share of the calibrated student's error on images held back that the fine-tuned may have left.
-WORTH_TUNING = 0.8
+WORTH_TUNING = 0.9
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,11 @@ class Engine:
         schedule = self.recipe.schedule
         self.student.load_state_dict(self.float_weights)
         images = self._kept_images(max(schedule.calibration_images, schedule.replay))
-        calibrate(self.student, images[: schedule.calibration_images])
+        calibrate(
+            self.student,
+            images[: schedule.calibration_images],
+            estimator=ESTIMATORS[schedule.ranges],
+        )
         if schedule.round_weights or schedule.correct_biases:
             adjust_layers(
                 self.teacher,

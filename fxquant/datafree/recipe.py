@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from fxquant.errors import SettingError
+from fxquant.ranges import ESTIMATORS
 
 TERMS = ("bn_statistics", "input_statistics", "features", "output")
 WEIGHTINGS = ("none", "layer", "sample")
@@ -94,8 +95,9 @@ class Schedule:
     calibrated, fixed student where it is not fine-tuned; `steps`: student steps, 0 for
     calibration only; `sampler_every`: student steps per sampler step. `replay`: images kept for
     the student to train on, 0 to draw fresh ones each step; `crop`: pixels by which a replayed
-    image is shifted at most, beside being mirrored. `round_weights` and `correct_biases` adjust
-    the layers in closed form when calibrating (`fxquant.calibration.adjust_layers`).
+    image is shifted at most, beside being mirrored. `ranges` says how a quantizer's range follows
+    from the values on `calibration_images` (`fxquant.ranges.ESTIMATORS`). `round_weights` and
+    `correct_biases` adjust the layers in closed form (`fxquant.calibration.adjust_layers`).
     `student_lr` is in steps of each layer's own grid, `scale_lr` that of the scales' logarithms;
     both follow half a cosine to 0. `keep_closer` goes back to the calibrated student where
     fine-tuning brought it no closer on images held back.
@@ -111,6 +113,7 @@ class Schedule:
     replay: int = 0
     crop: int = 0
     calibration_images: int = 512
+    ranges: str = "search"
     round_weights: bool = True
     correct_biases: bool = True
     keep_closer: bool = True
@@ -118,8 +121,14 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("batch", "sampler_every", "calibration_images"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected above 0")
+        _require(
+            self.ranges in ESTIMATORS,
+            f"unknown range estimator '{self.ranges}'",
+            f"one of {', '.join(ESTIMATORS)}",
+        )
         for item in fields(self):
-            _require(getattr(self, item.name) >= 0, f"{item.name} must not be negative")
+            value = getattr(self, item.name)
+            _require(item.name == "ranges" or value >= 0, f"{item.name} must not be negative")
 
 
 @dataclass(frozen=True)

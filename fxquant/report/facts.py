@@ -40,6 +40,7 @@ def build_report(result: Result) -> dict[str, Any]:
         "quality": {
             "images": len(result.images),
             "agreement": closeness.agreement,
+            "divergence": closeness.divergence,
             "output_sqnr_db": closeness.output_sqnr,
             "kept": result.kept,
         },
