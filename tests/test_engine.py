@@ -133,6 +133,22 @@ def test_images_are_held_back_from_calibration_and_training(name, used, apart, m
     assert distances.min() > 1e-3
 
 
+def test_ranges_are_those_of_the_recipes_estimator():
+    scales = []
+    for ranges in ("search", "min-max"):
+        schedule = replace(RECIPES["zeroq"].schedule, ranges=ranges)
+        engine = make(replace(RECIPES["zeroq"], schedule=schedule))
+        engine.run()
+        scales += [torch.stack([q.scale for q in activation_quantizers(engine.student)])]
+    assert (scales[0] <= scales[1] * (1 + 1e-6)).all()
+    assert (scales[0] < scales[1]).any()
+
+
+def activation_quantizers(student: nn.Module) -> list[Quantizer]:
+    quantizers = [m for m in student.modules() if isinstance(m, Quantizer)]
+    return [q for q in quantizers if q.spec.channel_axis is None]
+
+
 def test_polishing_brings_images_closer_to_the_statistics():
     engine = make(replace(RECIPES["ddaq"], polish=Polish(steps=6, batches=2, batch=8, lr=0.05)))
     engine.run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import detectors
 import pytest
 import torch
 from nets import ALL
@@ -135,6 +136,28 @@ def test_a_stopped_reconstruction_continues_to_the_same_bytes(stop):
     for index in range(stop, second.total):
         second.step(index)
     assert same(snapshot(p.student), expected)
+
+
+def test_a_detector_is_reconstructed_part_by_part():
+    """Its parts are graphs inside its own code; what reads sizes from elsewhere is left alone."""
+    p = prepare(detectors.make_detector("retinanet"), QConfig(4, 4), detectors.SHAPE)
+    weights = copy.deepcopy(p.student.state_dict())
+    x = torch.randn(4, *detectors.SHAPE, generator=torch.Generator().manual_seed(1))
+    calibrate(p.student, x)
+    teacher = snapshot(p.teacher)
+    rng = torch.Generator().manual_seed(0)
+    reconstructor = Reconstructor(
+        p.teacher, p.student, replace(SETTINGS, steps=2, batch=4), weights, rng
+    )
+    reconstructor.begin(x)
+    assert len({unit.region for unit in reconstructor.units}) > 1
+    assert len(run(reconstructor)) == reconstructor.total
+    assert same(snapshot(p.teacher), teacher)
+    for unit in reconstructor.units:
+        once = [n for n in unit.layers if id(module_of(n.args[1])) in reconstructor.called_once]
+        for node in once:
+            layer = region_of(node).get_submodule(node.meta["layer"])
+            assert (module_of(node.args[1])(layer.weight) - layer.weight).abs().max() < 1e-6
 
 
 def test_values_that_do_not_fit_are_cut_to_fewer_images(monkeypatch):

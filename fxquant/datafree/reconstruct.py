@@ -74,7 +74,7 @@ class Reconstructor:
             self.current = None
         if index + 1 == self.total:
             self.images = None
-        return {} if error is None else {f"unit {unit + 1}": error}
+        return {} if error is None else {"student": error}
 
     def _open(self, unit: Unit) -> _UnitTraining:
         values = collect_values(unit, self.teacher, self.student, self._images_for(unit))

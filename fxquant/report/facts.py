@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -15,6 +15,7 @@ from fxquant.graph.regions import value_name
 from fxquant.pipeline import Result
 from fxquant.report.closeness import measure_closeness
 from fxquant.report.layers import describe, layer_nodes
+from fxquant.report.trust import judge
 
 
 def build_report(result: Result) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def build_report(result: Result) -> dict[str, Any]:
             "agreement": closeness.agreement,
             "divergence": closeness.divergence,
             "output_sqnr_db": closeness.output_sqnr,
+            "trust": None if closeness.agreement is None else _trust(closeness.output_sqnr),
             "kept": result.kept,
         },
         "importance": _importance(result),
@@ -58,6 +60,11 @@ def _measured(rows: list[dict[str, Any]], result: Result, sqnr: dict[str, float]
     for row, value in zip_longest(rows, names):
         row["importance"] = importance.get(row["name"])
         row["sqnr_db"] = sqnr.get(value)
+
+
+def _trust(output_sqnr_db: float) -> dict[str, str]:
+    """How far to trust a classifier; of other outputs nothing is known."""
+    return asdict(judge(output_sqnr_db))
 
 
 def _importance(result: Result) -> dict[str, Any] | None:
