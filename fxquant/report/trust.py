@@ -18,7 +18,7 @@ class Trust:
 _LEVELS = (
     (14.0, "high", "runs with so much lost about a point of accuracy or less"),
     (10.0, "fair", "runs with so much lost one to three points of accuracy"),
-    (float("-inf"), "low", "runs with so little lost three points of accuracy or more"),
+    (float("-inf"), "low", "runs with so little lost about three points of accuracy or more"),
 )
 
 
