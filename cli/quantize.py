@@ -13,7 +13,7 @@ from fxquant.cli.options import CHANNEL_VALUES, CONFIG, LAYOUT, NETWORK, NMS, OP
 @click.argument("model")
 @takes(*WIDTHS, *NETWORK)
 @click.option("--recipe", help="Method: ddaq or zeroq.  [default: ddaq]")
-@click.option("--preset", help="fast, default or paper.  [default: default]")
+@click.option("--preset", help="fast, default, best or paper.  [default: default]")
 @click.option("--no-finetune", is_flag=True, help="Only calibrate; leave the weights untrained.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--seed", type=click.IntRange(0), help="Seed of all randomness.  [default: 0]")
