@@ -63,9 +63,9 @@ class LayerRule:
     def parse(cls, text: str) -> LayerRule:
         """Read `NAME=BITS` or `NAME=float`."""
         pattern, separator, value = text.rpartition("=")
-        if not separator or not (value == "float" or value.isdecimal()):
+        if not separator or not (value == "float" or (value.isdecimal() and len(value) < 4)):
             raise SettingError(
-                f"layer rule '{text}' can't be read",
+                f"layer rule '{text[:200]}' can't be read",
                 "write NAME=BITS or NAME=float, for example 'features.0=8' or 'classifier.*=float'",
             )
         return cls(pattern, None if value == "float" else int(value))

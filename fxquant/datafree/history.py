@@ -45,7 +45,7 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         self.flush()
-        return {"curves": self.curves}
+        return {"curves": {n: torch.tensor(v, dtype=torch.float64) for n, v in self.curves.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.curves = {name: list(values) for name, values in state["curves"].items()}
+        self.curves = {name: values.tolist() for name, values in state["curves"].items()}

@@ -15,9 +15,23 @@ WEIGHTINGS = ("none", "layer", "sample")
 HELD_BACK = 128
 
 
+# Beyond any use, and still a number that arithmetic can take.
+LARGEST = 10**9
+
+
 def _require(condition: bool, message: str, hint: str | None = None) -> None:
     if not condition:
         raise SettingError(message, hint)
+
+
+def _check_numbers(part: object, where: str) -> None:
+    """Raise SettingError for a field that is not finite or absurdly large."""
+    for item in fields(part):
+        value = getattr(part, item.name)
+        if isinstance(value, int | float):  # NaN is not below anything
+            _require(
+                abs(value) <= LARGEST, f"{where}.{item.name} is {value}; expected at most {LARGEST}"
+            )
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,7 @@ class Term:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
+        _check_numbers(self, f"term '{self.loss}'")
         _require(self.loss in TERMS, f"unknown loss '{self.loss}'", f"one of {', '.join(TERMS)}")
         _require(
             self.weighting in WEIGHTINGS,
@@ -70,6 +85,7 @@ class Sampler:
     batches: int = 1
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "sampler")
         _require(
             self.kind in ("generator", "images"),
             f"unknown sampler '{self.kind}'",
@@ -119,6 +135,7 @@ class Schedule:
     keep_closer: bool = True
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "schedule")
         for name in ("batch", "sampler_every", "calibration_images"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected above 0")
         _require(
@@ -145,6 +162,7 @@ class Polish:
     lr: float = 0.05
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "polish")
         _require(self.steps >= 0, f"polish.steps is {self.steps}; expected at least 0")
         for name in ("batches", "batch", "lr"):
             _require(getattr(self, name) > 0, f"polish.{name} is {getattr(self, name)}")
@@ -189,6 +207,7 @@ class ImportanceSettings:
     normalize: str = "mean"
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "importance")
         _require(
             self.method in ("gauss-newton", "hessian"),
             f"unknown importance method '{self.method}'",
@@ -200,6 +219,7 @@ class ImportanceSettings:
             "mean, max, rank or none",
         )
         _require(self.probes >= 2, f"importance probes is {self.probes}; expected at least 2")
+        _require(self.images >= 1, f"importance images is {self.images}; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -216,6 +236,10 @@ class Recipe:
     importance: ImportanceSettings = field(default_factory=ImportanceSettings)
 
     def __post_init__(self) -> None:
+        _require(
+            self.name.isprintable() and 0 < len(self.name) <= 100,
+            f"the recipe's name is {self.name[:100]!a}; expected 1 to 100 printable characters",
+        )
         for key in ("sample_terms", "student_terms"):
             names = [term.loss for term in getattr(self, key)]
             twice = [name for name in names if names.count(name) > 1]

@@ -48,7 +48,6 @@ def build_report(result: Result) -> dict[str, Any]:
         },
         "importance": _importance(result),
         "curves": result.curves,
-        "seconds": result.seconds,
     }
 
 
