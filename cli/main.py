@@ -7,10 +7,13 @@ import sys
 import click
 
 from fxquant import __version__
+from fxquant.cli.bench import bench
+from fxquant.cli.export import export
 from fxquant.cli.inspect import inspect
 from fxquant.cli.interrupts import interrupts
 from fxquant.cli.quantize import quantize
 from fxquant.cli.streams import make_streams_sturdy, open_missing_streams
+from fxquant.cli.verify import verify
 from fxquant.errors import FxQuantError
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 3
@@ -29,8 +32,8 @@ def fxquant() -> None:
     """
 
 
-fxquant.add_command(quantize)
-fxquant.add_command(inspect)
+for command in (quantize, inspect, export, verify, bench):
+    fxquant.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,6 +13,8 @@ from fxquant.cli.progress import ProgressWatcher
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.exporters.artifacts import export
+from fxquant.exporters.detections import retinanet_of
+from fxquant.exporters.files import Form
 from fxquant.exporters.parity import Parity, require_parity
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.models.load import LoadedModel, load_model
@@ -33,16 +35,28 @@ def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -
 def _job(model: str, output: Path | None, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     """The report and the folder that it is in."""
     loaded = load_model(model, arch=options["arch"], trust_classes=options["trust_classes"])
+    if options["layout"] == "tensorrt":
+        options["symmetric"] = True  # it takes nothing else
     settings = make_settings(loaded, options)
     evaluation = _evaluation(options, settings)
     facts = {"name": loaded.name, "source": loaded.source, "sha256": model_hash(loaded.module)}
+    if options["arch"]:
+        facts["arch"] = options["arch"]
+    how = {
+        "form": Form(options["layout"] or "runtime", options["opset"], options["nms"]),
+        "program": "pt2" in options["formats"],
+    }
     prepared = prepare(loaded.module, settings.config, settings.input_shape)
+    if options["nms"]:
+        retinanet_of(prepared.student)
     check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
     with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
         if folder.finished:
             status(f"this run has already finished: {folder.path}")
+            if options["layout"] or options["opset"] or options["formats"]:
+                status(f"for another file of it: fxquant export {folder.path}")
             return folder.read_report(), folder.path
-        return _run(prepared, settings, folder, facts, evaluation), folder.path
+        return _run(prepared, settings, folder, facts, evaluation, how), folder.path
 
 
 def _run(
@@ -51,6 +65,7 @@ def _run(
     folder: RunFolder,
     facts: dict[str, Any],
     evaluation: EvaluationData | None,
+    how: dict[str, Any],
 ) -> dict[str, Any]:
     with log_to(folder.path / LOG), ProgressWatcher(folder) as watcher:
         state = folder.load_checkpoint()
@@ -59,7 +74,7 @@ def _run(
         with interrupts.deferred():
             result = run(prepared, settings, watcher=watcher, state=state)
         watcher.say("export and parity")
-        report = export(result, folder.path, model=facts, evaluation=evaluation)
+        report = export(result, folder.path, model=facts, evaluation=evaluation, **how)
         folder.drop_checkpoint()
     return report
 

@@ -14,46 +14,75 @@ from fxquant.errors import ExportError
 
 _FATAL = 4
 BATCH = 64
+# An optimised graph may be too large for one file even where the model wasn't.
+_WEIGHTS_OUTSIDE = {
+    "session.optimized_model_external_initializers_file_name": "optimized.data",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
 
 
 def make_session(
-    model: str | Path | bytes, *, optimize: bool = True, optimized_to: Path | None = None
+    model: str | Path | bytes,
+    *,
+    optimize: bool = True,
+    optimized_to: Path | None = None,
+    threads: int | None = None,
+    profile_to: Path | None = None,
 ) -> ort.InferenceSession:
-    """Load a file, or the bytes of one, on the CPU; `optimized_to` is where to save its graph.
+    """Load a file, or the bytes of one, on the CPU, on as many threads as torch uses if not told.
 
-    Raises ExportError where ONNX Runtime refuses it.
+    `optimized_to` is where to save what ONNX Runtime makes of the graph, `profile_to` how the name
+    of the file begins that says what each kernel took. Raises ExportError where ONNX Runtime
+    refuses the model.
     """
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     # Threads that wait in a busy loop take the machine from whatever else runs on it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
+        for key, value in _WEIGHTS_OUTSIDE.items():
+            options.add_session_config_entry(key, value)
+    if profile_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     source = model if isinstance(model, bytes) else str(model)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        name = "the model" if isinstance(model, bytes) else f"'{model}'"
-        raise ExportError(f"ONNX Runtime can't load {name}: {error}") from error
+        raise ExportError(f"ONNX Runtime can't load {_name(model)}: {error}") from error
 
 
-def run_onnx(path: str | Path, images: Tensor | np.ndarray, *, optimize: bool = True) -> np.ndarray:
-    """First output of the file for `images`, (n, channels, height, width); shape (n, ...)."""
+def _name(model: str | Path | bytes) -> str:
+    return "the model" if isinstance(model, bytes) else f"'{model}'"
+
+
+Arrays = Tensor | np.ndarray | Sequence[Tensor | np.ndarray]
+
+
+def run_onnx(path: str | Path, images: Arrays, *, optimize: bool = True) -> np.ndarray:
+    """First output of the file for `images`, (n, channels, height, width); shape (n, ...).
+
+    Of several inputs `images` has one such array each.
+    """
     session = make_session(path, optimize=optimize)
     return np.concatenate([outputs[0] for outputs in run_batches(session, images)])
 
 
 def run_batches(
     session: ort.InferenceSession,
-    images: Tensor | np.ndarray,
+    images: Arrays,
     names: Sequence[str] | None = None,
     batch: int = BATCH,
 ) -> Iterator[list[np.ndarray]]:
     """Values of the named outputs, all where None, for one batch of images after another."""
-    array = np.ascontiguousarray(np.asarray(images, dtype=np.float32))
-    name = session.get_inputs()[0].name
-    for start in range(0, len(array), batch):
-        yield session.run(names, {name: array[start : start + batch]})
+    inputs = (images,) if isinstance(images, Tensor | np.ndarray) else images
+    arrays = {
+        value.name: np.ascontiguousarray(np.asarray(x, dtype=np.float32))
+        for value, x in zip(session.get_inputs(), inputs, strict=True)
+    }
+    count = len(next(iter(arrays.values())))
+    for start in range(0, count, batch):
+        yield session.run(names, {name: x[start : start + batch] for name, x in arrays.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,10 +45,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def staged(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A place to write files of these names; when the block ends they move to `folder`, in order.
+def staged(folder: Path, *, last: str) -> Iterator[Path]:
+    """A place to write files; when the block ends they move to `folder`, the one named `last` last.
 
-    Where it fails none does. The last one is there only while all are: an old one goes first.
+    Where it fails none does. That last one is there only while all are: an old one goes first.
     Raises OutputError where the folder can't be written.
     """
     with _told_as(folder):
@@ -56,9 +56,9 @@ def staged(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     try:
         yield place
         with _told_as(folder):
-            (folder / names[-1]).unlink(missing_ok=True)
-            for name in names:
-                os.replace(place / name, folder / name)
+            (folder / last).unlink(missing_ok=True)
+            for path in sorted(place.iterdir(), key=lambda path: (path.name == last, path.name)):
+                os.replace(path, folder / path.name)
             _sync_folder(folder)
     finally:
         shutil.rmtree(place, ignore_errors=True)

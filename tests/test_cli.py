@@ -65,6 +65,7 @@ def test_quantize_writes_everything(tmp_path, state_dict, config, labelled, caps
         "report.html",
         "recipe.toml",
         "student.safetensors",
+        "images.safetensors",
         "timing.json",
         "run.log",
         ".lock",
