@@ -14,7 +14,7 @@ from fxquant.errors import SettingError
 from fxquant.files import write_text
 from fxquant.graph.prepare import prepare
 from fxquant.models.load import load_model
-from fxquant.report.layers import describe
+from fxquant.report.layers import describe, list_layers
 from fxquant.settings import Settings
 
 
@@ -28,11 +28,15 @@ def run_job(model: str, *, as_json: bool, graph: Path | None, **options: Any) ->
     base = given_settings(options)
     settings = Settings(given_shape(loaded, base, options), given_widths(base, options))
     prepared = prepare(loaded.module, settings.config, settings.input_shape)
-    facts = {"fxquant": __version__, **describe(prepared)}
+    layers = list_layers(prepared)
+    facts = {
+        "fxquant": __version__,
+        "settings": {"config": settings.config.to_dict()},
+        **describe(prepared, layers),
+    }
     facts["model"] |= {"name": loaded.name, "source": loaded.source}
-    facts["settings"] = {"config": settings.config.to_dict()}
     if graph is not None:
-        write_text(graph, draw(prepared, facts))
+        write_text(graph, draw(prepared, layers, facts))
         status(f"drew the quantized graph to {graph}")
     print_json(facts) if as_json else print_inspection(facts)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fxquant.cli.tables import Column, Page
+from fxquant.inputs import input_shapes
 from fxquant.report.floating import grouped
 from fxquant.report.formats import amount, count, number, percent, size
 
@@ -16,9 +17,9 @@ _LAYERS = (
     Column("MACs", right=True),
     Column("W", right=True),
     Column("A", right=True),
-    Column("integer kernel", fold=True),
+    Column("integer"),
 )
-_PAIRS = (Column(""), Column("", fold=True))
+_PAIRS = (Column(""), Column(""))
 
 
 def print_inspection(facts: dict[str, Any]) -> None:
@@ -32,21 +33,22 @@ def print_inspection(facts: dict[str, Any]) -> None:
 
 
 def _print_layers(page: Page, layers: list[dict[str, Any]]) -> None:
-    reasons = list(dict.fromkeys(_reason(layer) for layer in layers if _reason(layer)))
+    reasons = [layer["kernel_reason"] for layer in layers if layer["kernel_reason"]]
+    reasons = list(dict.fromkeys(reasons))
     page.title("Layers")
     page.table(_LAYERS, [_row(page, layer, reasons) for layer in layers])
     if page.is_terminal:
-        for number, reason in enumerate(reasons, 1):
-            page.text(f"({number}) {reason}")
+        for i, reason in enumerate(reasons, 1):
+            page.text(f"{i}: {reason}")
 
 
 def _row(page: Page, layer: dict[str, Any], reasons: list[str]) -> list[str]:
-    verdict, reason = "yes", _reason(layer)
+    verdict, reason = "yes", layer["kernel_reason"]
     if reason:
-        verdict = "float" if layer["weight_bits"] is None else "no"
-        verdict += f" ({reasons.index(reason) + 1})" if page.is_terminal else f": {reason}"
+        verdict = "float" if layer["float_reason"] else "no"
+        verdict += f" {reasons.index(reason) + 1}" if page.is_terminal else f": {reason}"
     return [
-        layer["name"],
+        layer["name"] or "the model",
         layer["kind"],
         "x".join(map(str, layer["weight_shape"])) or "-",
         amount(layer["parameters"]),
@@ -55,10 +57,6 @@ def _row(page: Page, layer: dict[str, Any], reasons: list[str]) -> list[str]:
         str(layer["act_bits"] or "-"),
         verdict,
     ]
-
-
-def _reason(layer: dict[str, Any]) -> str | None:
-    return layer["float_reason"] or layer["kernel_reason"]
 
 
 def _print_float(page: Page, facts: dict[str, Any]) -> None:
@@ -81,12 +79,12 @@ def _print_left_out(page: Page, facts: dict[str, Any]) -> None:
         page.text(part["reason"], indent=4)
         if part["hidden"]:
             page.text(f"hides {count(len(part['hidden']), 'layer')}:", indent=4)
-            page.names(part["hidden"], indent=6)
+            page.names([name or "the model" for name in part["hidden"]], indent=6)
     if facts["fixed_size"]:
         page.title(f"Right at input {_shape(facts)} alone")
         page.names([name or "the model" for name in facts["fixed_size"]], indent=2)
     if facts["notes"]:
-        page.title("Taken for granted")
+        page.title("Notes")
     for note in facts["notes"]:
         page.text(note, indent=2)
 
@@ -132,4 +130,5 @@ def _factor(before: float, after: float, what: str) -> str:
 
 
 def _shape(facts: dict[str, Any]) -> str:
-    return "x".join(map(str, facts["model"]["input_shape"]))
+    shapes = input_shapes(facts["model"]["input_shape"])
+    return " and ".join("x".join(map(str, shape)) for shape in shapes)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-FEW = 8
+FEW = 8  # names of a list that a terminal shows
+GAP, NARROWEST = 2, 16
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class Page:
     def __init__(self) -> None:
         self._console = Console(highlight=False, markup=False, emoji=False)
         self.is_terminal = self._console.is_terminal
+        self._began = False
 
     def title(self, text: str) -> None:
-        """A line that heads what follows, with space before it."""
+        """A line that heads what follows, with space between it and what came before."""
+        text, self._began = f"\n{text}" if self._began else text, True
         if self.is_terminal:
-            self._console.print(f"\n{text}", style="bold")
+            self._console.print(text, style="bold")
         else:
-            click.echo(f"\n{text}")
+            click.echo(text)
 
     def text(self, text: str, indent: int = 0) -> None:
         """A paragraph, wrapped between words in a terminal."""
@@ -67,24 +69,49 @@ class Page:
                 click.echo(line)
             return
         titled = any(column.title for column in columns)
-        table = Table(box=SIMPLE_HEAD if titled else None, show_header=titled, pad_edge=False)
+        table = Table(box=None, show_header=titled, pad_edge=False, padding=(0, GAP, 0, 0))
         for column in columns:
-            table.add_column(
-                column.title,
-                justify="right" if column.right else "left",
-                overflow="fold",
-                no_wrap=not column.fold,
-            )
+            side = "right" if column.right else "left"
+            table.add_column(column.title, justify=side, no_wrap=not column.fold)
+        room = self._room(columns, rows)
         for row in rows:
-            table.add_row(*row)
+            cells = zip(row, columns, strict=True)
+            table.add_row(*(fold(cell, room) if column.fold else cell for cell, column in cells))
         self._console.print(table)
+
+    def _room(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:
+        """How wide the column that may be folded can be."""
+        taken = sum(
+            width + GAP
+            for width, column in zip(_widths(columns, rows), columns, strict=True)
+            if not column.fold
+        )
+        return max(self._console.width - taken, NARROWEST)
+
+
+def fold(text: str, width: int) -> str:
+    """Lines of at most `width` characters, broken after a dot or an underscore where there is one.
+
+    All but the first begin with a space.
+    """
+    lines = []
+    while len(text) > width:
+        cut = max(text.rfind(mark, 1, width) for mark in "._") + 1 or width
+        lines.append(text[:cut])
+        text = f" {text[cut:]}"
+    return "\n".join([*lines, text])
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
+    table = [[column.title for column in columns], *rows]
+    return [max(len(row[i]) for row in table) for i in range(len(columns))]
 
 
 def _aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of cells padded to the widest of each column, two spaces between columns."""
     titles = [column.title for column in columns]
     table = [titles, *rows] if any(titles) else list(rows)
-    widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
+    widths = _widths(columns, rows)
     return [
         "  ".join(
             cell.rjust(width) if column.right else cell.ljust(width)

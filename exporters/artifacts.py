@@ -55,7 +55,8 @@ def export(
     report["parity"] = parity.to_dict()
     report["size"]["onnx_bytes"] = path.stat().st_size
     report["accuracy"] = _accuracy(result, path, evaluation) if evaluation else None
-    tensors = {k: v.contiguous() for k, v in _tensors(result).items()}
+    # Copies, as layers that share a weight would not be told apart from parts of one tensor.
+    tensors = {k: v.detach().clone().contiguous() for k, v in _tensors(result).items()}
     write_atomic(folder / STUDENT, lambda file: save_file(tensors, file))
     if not (folder / RECIPE).exists():
         settings = {"fxquant": __version__, **result.settings.to_dict()}

@@ -15,27 +15,31 @@ import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript import opset21 as op
-from torch import nn
+from torch import Tensor, nn
 
 from fxquant.errors import ExportError
 from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
+from fxquant.exporters.signature import input_names, output_names
+from fxquant.inputs import Shapes, zeros
 
 # Their warnings are about how torch traces, which the one who exports can't act upon.
 _CHATTY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+# Two images: torch.export takes a size of one for a constant.
+_EXAMPLES = 2
 _GRIDS = {ir.DataType.UINT8: np.uint8, ir.DataType.INT8: np.int8}
 
 
-def capture(frozen: nn.Module, input_shape: tuple[int, ...], opset: int) -> ir.Model:
+def capture(frozen: nn.Module, input_shape: Shapes, opset: int) -> ir.Model:
     """The ONNX form of a frozen student, constants folded and nodes simplified.
 
-    `input_shape` is (channels, height, width). The input is named `input`, with a dynamic first
-    dimension `batch`; the outputs are `output`, or `output_0`, `output_1`, ... where there are
-    several. Raises ExportError where torch.export or torch.onnx gives up.
+    `input_shape` is (channels, height, width), or such a shape for each input. Inputs and outputs
+    are named as `fxquant.exporters.signature` says, inputs with a dynamic first dimension `batch`.
+    Raises ExportError where torch.export or torch.onnx gives up.
     """
     with _quiet():
-        program = _export(frozen, input_shape)
-        count = len(program.graph_signature.user_outputs)
-        names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+        inputs = zeros(input_shape, _EXAMPLES)
+        program = _export(frozen, inputs)
+        names = input_names(frozen, len(inputs))
         try:
             model = torch.onnx.export(
                 program,
@@ -43,9 +47,9 @@ def capture(frozen: nn.Module, input_shape: tuple[int, ...], opset: int) -> ir.M
                 verbose=False,
                 optimize=False,  # torch's optimizer merges equal weights, and their names
                 opset_version=opset,
-                input_names=["input"],
-                output_names=names,
-                dynamic_shapes=({0: "batch"},),
+                input_names=names,
+                output_names=output_names(_run(frozen, inputs), names),
+                dynamic_shapes=tuple({0: "batch"} for _ in inputs),
                 custom_translation_table=_TRANSLATIONS,
             ).model
         except Exception as error:
@@ -54,17 +58,21 @@ def capture(frozen: nn.Module, input_shape: tuple[int, ...], opset: int) -> ir.M
     return model
 
 
-def _export(frozen: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    # Two images: torch.export takes a size of one for a constant.
-    example = torch.zeros(2, *input_shape)
+def _export(frozen: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} for _ in inputs)
     try:
-        return torch.export.export(frozen, (example,), dynamic_shapes=({0: batch},), strict=False)
+        return torch.export.export(frozen, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(
             f"torch.export can't take the model with a free batch size: {_reason(error)}",
             "the model's forward must work for any number of images",
         ) from error
+
+
+@torch.no_grad()
+def _run(frozen: nn.Module, inputs: tuple[Tensor, ...]):
+    return frozen(*inputs)
 
 
 def _quantize_dequantize(x, scale, zero_point, qmin: int, qmax: int, axis=None):

@@ -15,24 +15,25 @@ from fxquant.exporters.runtime import BATCH, make_session, run_batches
 from fxquant.exporters.tensor_names import quantizer_tensor
 from fxquant.graph.ops import module_of
 from fxquant.graph.regions import interpreted, qualify
+from fxquant.inputs import Inputs, as_inputs
 from fxquant.quantizer import Quantizer
 from fxquant.report.closeness import sqnr_db
 
 
 @torch.no_grad()
 def first_divergence(
-    student: nn.Module, path: Path, images: Tensor, *, optimize: bool, min_sqnr_db: float
+    student: nn.Module, path: Path, images: Inputs, *, optimize: bool, min_sqnr_db: float
 ) -> str:
     """Name of the first activation quantizer, in graph order, whose integers are too far off.
 
     Compares what student and file compute for the first batch of `images`; `output` where every
     quantizer's integers have at least `min_sqnr_db`.
     """
-    images = images[:BATCH]
+    images = tuple(x[:BATCH] for x in as_inputs(images))
     expected = _student_integers(student, images)
-    found = _file_integers(path, set(map(quantizer_tensor, expected)), images, optimize)
+    found = _file_integers(path, set(expected), images, optimize)
     for name, integers in expected.items():
-        other = found.get(quantizer_tensor(name))
+        other = found.get(name)
         if other is not None and _closeness(integers, other) < min_sqnr_db:
             return name
     return "output"
@@ -45,7 +46,7 @@ def _closeness(expected: np.ndarray, found: np.ndarray) -> float:
     return sqnr_db(float(np.square(signal).sum()), float(np.square(noise).sum()))
 
 
-def _student_integers(student: nn.Module, images: Tensor) -> dict[str, np.ndarray]:
+def _student_integers(student: nn.Module, images: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
     """Integers of each activation quantizer, by its module name, in graph order."""
     integers: dict[str, np.ndarray] = {}
 
@@ -58,7 +59,7 @@ def _student_integers(student: nn.Module, images: Tensor) -> dict[str, np.ndarra
             return value
 
     with interpreted(student, Recorder):
-        student(images)
+        student(*images)
     return integers
 
 
@@ -68,16 +69,18 @@ def _to_integers(value: Tensor, quantizer: nn.Module) -> np.ndarray:
 
 
 def _file_integers(
-    path: Path, names: set[str], images: Tensor, optimize: bool
+    path: Path, names: set[str], images: tuple[Tensor, ...], optimize: bool
 ) -> dict[str, np.ndarray]:
-    """Values of those of the named tensors that the file computes."""
+    """Values of those of the named quantizers that the file computes."""
     model = onnx.load(path)
     outputs = {value.name for value in model.graph.output}
-    exposed = [n for node in model.graph.node for n in node.output if n in names - outputs]
+    taken = outputs | {value.name for value in model.graph.input}
+    tensors = {quantizer_tensor(name, taken): name for name in names}
+    exposed = [n for node in model.graph.node for n in node.output if n in tensors]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
     session = make_session(model.SerializeToString(), optimize=optimize)
     parts = list(run_batches(session, images, exposed))
     return {
-        name: np.concatenate(part)
+        tensors[name]: np.concatenate(part)
         for name, part in zip(exposed, zip(*parts, strict=True), strict=True)
     }

@@ -7,9 +7,11 @@ import onnx_ir as ir
 
 from fxquant.exporters.constants import scalar
 
+_CLIPS = ("Clip", "Max", "Min")
+
 
 def fold_clips(model: ir.Model) -> int:
-    """Fold each float Clip that only one QuantizeLinear reads; the number folded.
+    """Fold each float Clip, Max or Min that only one QuantizeLinear reads; the number folded.
 
     Rounding keeps order, so quantize(clip(x, a, b)) = clip(quantize(x), quantize(a),
     quantize(b)) exactly. With the Clip of a ReLU6 in between, ONNX Runtime would leave the
@@ -17,14 +19,14 @@ def fold_clips(model: ir.Model) -> int:
     stays: without it ONNX Runtime would merge the two quantizers into one with a new scale.
     """
     folded = 0
-    for clip in [node for node in model.graph if node.op_type == "Clip"]:
+    for clip in [node for node in model.graph if node.op_type in _CLIPS]:
         quantize = _only_reader(clip, "QuantizeLinear")
-        bounds = _float_bounds(clip)
-        if quantize is None or bounds is None or _is_dequantized(clip.inputs[0]):
+        value, bounds = _float_bounds(clip)
+        if quantize is None or bounds is None or _is_dequantized(value):
             continue
         limits = _grid_limits(quantize)
         low, high = (_quantize(bound, quantize, limits) for bound in bounds)
-        quantize.replace_input_with(0, clip.inputs[0])
+        quantize.replace_input_with(0, value)
         _tighten(model.graph, quantize, low, high, limits)
         model.graph.remove(clip, safe=True)
         folded += 1
@@ -43,15 +45,22 @@ def _is_dequantized(value: ir.Value) -> bool:
     return value.producer() is not None and value.producer().op_type == "DequantizeLinear"
 
 
-def _float_bounds(clip: ir.Node) -> tuple[float, float] | None:
-    """Bounds of a float Clip with constant bounds; None for any other."""
+def _float_bounds(clip: ir.Node) -> tuple[ir.Value, tuple[float, float] | None]:
+    """What is clipped, and its bounds; None for these where they are no float constants."""
+    value, limits = clip.inputs[0], list(clip.inputs[1:])
+    if clip.op_type != "Clip":
+        # Of two operands that may come in either order, with one bound.
+        value, limit = sorted(clip.inputs[:2], key=lambda v: v.const_value is not None)
+        if len(clip.inputs) != 2 or limit.const_value is None or limit.const_value.size != 1:
+            return value, None
+        limits = [limit] if clip.op_type == "Max" else [None, limit]
     bounds = [-np.inf, np.inf]
-    for i, value in enumerate(clip.inputs[1:3]):
-        if value is not None:
-            if value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
-                return None
-            bounds[i] = float(value.const_value.numpy())
-    return (bounds[0], bounds[1])
+    for i, limit in enumerate(limits):
+        if limit is not None:
+            if limit.const_value is None or limit.const_value.dtype != ir.DataType.FLOAT:
+                return value, None
+            bounds[i] = float(limit.const_value.numpy().reshape(()))
+    return value, (bounds[0], bounds[1])
 
 
 def _grid_limits(quantize: ir.Node) -> np.iinfo:

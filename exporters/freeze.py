@@ -14,7 +14,12 @@ from fxquant.graph.insert_quantizers import layer_name, quantized_layers
 from fxquant.graph.insert_taps import Tap
 from fxquant.graph.ops import module_of
 from fxquant.graph.regions import all_nodes, qualify, region_of, regions
-from fxquant.graph.snap_biases import bias_of, input_quantizer, quantize_bias
+from fxquant.graph.snap_biases import (
+    adds_integers,
+    bias_of,
+    input_quantizer,
+    quantize_bias,
+)
 from fxquant.quantizer import Quantizer
 
 
@@ -84,7 +89,7 @@ def _remove_taps(model: nn.Module) -> None:
 def _integer_bias(layer: Node) -> tuple[Tensor, Tensor] | None:
     """The layer's bias as int32 and its scale, each (channels,); None where it stays float."""
     bias, source = bias_of(layer), input_quantizer(layer)
-    if bias is None or source is None:
+    if bias is None or source is None or not adds_integers(layer):
         return None
     scale = source.scale * module_of(layer.args[1]).scale
     q = quantize_bias(bias, scale)

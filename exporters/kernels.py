@@ -11,7 +11,7 @@ import onnx
 
 from fxquant.exporters.runtime import make_session
 
-_CONVOLUTIONS = frozenset({"Conv"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _LINEAR = frozenset({"Gemm", "MatMul"})
 _INTEGER_CONVOLUTIONS = frozenset({"QLinearConv", "ConvInteger"})
 _INTEGER_LINEAR = frozenset(
@@ -43,13 +43,16 @@ def count_kernels(path: str | Path) -> Kernels:
 
 
 def integer_layers(path: str | Path) -> Counter[str]:
-    """How many calls of each layer ONNX Runtime runs in integer kernels here, by layer name."""
+    """How many calls of each layer ONNX Runtime runs in integer kernels here, by layer name.
+
+    Products of two values, which have no weights to be named after, are counted under ''.
+    """
     return Counter(
-        name.removesuffix(_WEIGHT_SCALE)
+        next((name for name in node.input if name.endswith(_WEIGHT_SCALE)), "").removesuffix(
+            _WEIGHT_SCALE
+        )
         for node in _optimized(path)
         if node.op_type in _INTEGER_CONVOLUTIONS | _INTEGER_LINEAR
-        for name in node.input
-        if name.endswith(_WEIGHT_SCALE)
     )
 
 

@@ -19,6 +19,7 @@ from fxquant.files import write_atomic
 from fxquant.graph.insert_quantizers import quantized_layers
 from fxquant.graph.ops import module_of
 from fxquant.graph.snap_biases import snap_biases
+from fxquant.inputs import Shapes
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def export_onnx(
     student: nn.Module,
     path: str | Path,
     *,
-    input_shape: tuple[int, ...],
+    input_shape: Shapes,
     metadata: Mapping[str, str] | None = None,
     layout: str = "runtime",
     opset: int | None = None,
@@ -41,11 +42,13 @@ def export_onnx(
 
     Its biases are first put on the int32 grid of the integer kernels, in place (`snap_biases`).
 
-    `input_shape` is (channels, height, width). The file's input is `input`, (batch, channels,
-    height, width) with any batch size, its output `output`, or `output_0`, ... where there are
-    several. `metadata` becomes the file's `metadata_props`. `opset` is the oldest that has the
-    types needed: 21, or 25 where weights have 2 bits. Raises ExportError where the student is
-    not calibrated, can't be translated, or the file can't be written; then nothing is written.
+    `input_shape` is (channels, height, width), or a tuple of such shapes where the model takes
+    several inputs. The file's input is `input`, (batch, channels, height, width) with any batch
+    size, or those that forward names where there are several; its output is `output`, or
+    `output_0`, ... or the keys of a dict. `metadata` becomes the file's `metadata_props`. `opset`
+    is the oldest that has the types needed: 21, or 25 where weights have 2 bits. Raises
+    ExportError where the student is not calibrated, can't be translated, or the file can't be
+    written; then nothing is written.
     """
     path = Path(path)
     passes = _layout(layout)

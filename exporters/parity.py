@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxquant.datafree.objective import flatten
 from fxquant.errors import ParityError
 from fxquant.exporters.divergence import first_divergence
 from fxquant.exporters.kernels import count_kernels
 from fxquant.exporters.marks import mark
 from fxquant.exporters.runtime import BATCH, make_session, run_batches, run_onnx
+from fxquant.inputs import Inputs, as_inputs, flatten, split
 from fxquant.report.closeness import sqnr_db
 
 __all__ = ["Difference", "Parity", "check_parity", "require_parity", "run_onnx"]
@@ -104,20 +104,22 @@ class Parity:
 
 
 @torch.no_grad()
-def check_parity(student: nn.Module, path: str | Path, images: Tensor) -> Parity:
+def check_parity(student: nn.Module, path: str | Path, images: Inputs) -> Parity:
     """Run `images`, (n, channels, height, width), through the student and the file and compare.
 
-    `student` is the one that was exported, or its frozen form. The outcome is written to the
-    file's metadata as `fxquant.parity`, `passed` or `failed`. Raises ExportError where ONNX
-    Runtime can't load the file.
+    Where the model takes several inputs, `images` has one such tensor each. `student` is the one
+    that was exported, or its frozen form. The outcome is written to the file's metadata as
+    `fxquant.parity`, `passed` or `failed`. Raises ExportError where ONNX Runtime can't load the
+    file.
     """
     path = Path(path)
     student = copy.deepcopy(student).cpu().eval()
-    images = images.detach().float().cpu()
+    images = tuple(x.detach().float().cpu() for x in as_inputs(images))
     # In float32 and in double precision: sums that lie on the border between two grid values
     # round to either side, and a file is right if it agrees with the student in one of them.
     exact = copy.deepcopy(student).double()
-    references = [_student_outputs(student, images), _student_outputs(exact, images.double())]
+    doubles = tuple(x.double() for x in images)
+    references = [_student_outputs(student, images), _student_outputs(exact, doubles)]
     off, on = (_closest(references, _file_outputs(path, images, opt)) for opt in (False, True))
     passed, diverges_at = off.roughly_passed and on.passed, None
     if not passed:
@@ -130,7 +132,7 @@ def check_parity(student: nn.Module, path: str | Path, images: Tensor) -> Parity
         optimized=on,
         **asdict(kernels),
         file_bytes=path.stat().st_size,
-        images=len(images),
+        images=len(images[0]),
         diverges_at=diverges_at,
     )
 
@@ -187,11 +189,12 @@ def _decisions(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:
     return float(same.mean()), float((~same & (gap > tie)).mean())
 
 
-def _student_outputs(student: nn.Module, images: Tensor) -> list[np.ndarray]:
-    return _join([[value.numpy() for value in flatten(student(x))] for x in images.split(BATCH)])
+def _student_outputs(student: nn.Module, images: tuple[Tensor, ...]) -> list[np.ndarray]:
+    outputs = [flatten(student(*inputs)) for inputs in split(images, BATCH)]
+    return _join([[value.numpy() for value in values] for values in outputs])
 
 
-def _file_outputs(path: Path, images: Tensor, optimize: bool) -> list[np.ndarray]:
+def _file_outputs(path: Path, images: tuple[Tensor, ...], optimize: bool) -> list[np.ndarray]:
     return _join(list(run_batches(make_session(path, optimize=optimize), images)))
 
 

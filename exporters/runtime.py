@@ -40,20 +40,30 @@ def make_session(
         raise ExportError(f"ONNX Runtime can't load {name}: {error}") from error
 
 
-def run_onnx(path: str | Path, images: Tensor | np.ndarray, *, optimize: bool = True) -> np.ndarray:
-    """First output of the file for `images`, (n, channels, height, width); shape (n, ...)."""
+Arrays = Tensor | np.ndarray | Sequence[Tensor | np.ndarray]
+
+
+def run_onnx(path: str | Path, images: Arrays, *, optimize: bool = True) -> np.ndarray:
+    """First output of the file for `images`, (n, channels, height, width); shape (n, ...).
+
+    Of several inputs `images` has one such array each.
+    """
     session = make_session(path, optimize=optimize)
     return np.concatenate([outputs[0] for outputs in run_batches(session, images)])
 
 
 def run_batches(
     session: ort.InferenceSession,
-    images: Tensor | np.ndarray,
+    images: Arrays,
     names: Sequence[str] | None = None,
     batch: int = BATCH,
 ) -> Iterator[list[np.ndarray]]:
     """Values of the named outputs, all where None, for one batch of images after another."""
-    array = np.ascontiguousarray(np.asarray(images, dtype=np.float32))
-    name = session.get_inputs()[0].name
-    for start in range(0, len(array), batch):
-        yield session.run(names, {name: array[start : start + batch]})
+    inputs = (images,) if isinstance(images, Tensor | np.ndarray) else images
+    arrays = {
+        value.name: np.ascontiguousarray(np.asarray(x, dtype=np.float32))
+        for value, x in zip(session.get_inputs(), inputs, strict=True)
+    }
+    count = len(next(iter(arrays.values())))
+    for start in range(0, count, batch):
+        yield session.run(names, {name: x[start : start + batch] for name, x in arrays.items()})

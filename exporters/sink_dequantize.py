@@ -33,6 +33,9 @@ def sink_dequantize(model: ir.Model) -> int:
     """
     sunk = 0
     for node in list(model.graph):
+        if node.op_type == "Concat":
+            sunk += _sink_under_concat(model.graph, node)
+            continue
         source = _dequantize_before(node)
         if source is None:
             continue
@@ -46,16 +49,47 @@ def sink_dequantize(model: ir.Model) -> int:
         else:
             continue
         sunk += 1
-        if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
-            model.graph.remove(source, safe=True)
+        _remove_unread(model.graph, source)
     return sunk
+
+
+def _remove_unread(graph: ir.Graph, node: ir.Node) -> None:
+    if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+        graph.remove(node, safe=True)
+
+
+def _sink_under_concat(graph: ir.Graph, concat: ir.Node) -> int:
+    """Concatenate integers where all parts are on one grid, as a roll or a shuffle of one value."""
+    sources = [_dequantize_of(value) for value in concat.inputs]
+    if any(v.is_graph_output() for v in concat.outputs) or not _share_a_grid(sources):
+        return 0
+    for index, source in enumerate(sources):
+        concat.replace_input_with(index, source.inputs[0])
+    _dequantize_after(graph, concat, sources[0])
+    for source in dict.fromkeys(sources):
+        _remove_unread(graph, source)
+    return 1
+
+
+def _share_a_grid(sources: list[ir.Node | None]) -> bool:
+    if any(source is None for source in sources):
+        return False
+    grids = [[v.const_value and v.const_value.numpy() for v in s.inputs[1:]] for s in sources]
+    if any(part is None or part.ndim for grid in grids for part in grid):
+        return False
+    return all(a == b for grid in grids for a, b in zip(grid, grids[0], strict=True))
 
 
 def _dequantize_before(node: ir.Node) -> ir.Node | None:
     """The DequantizeLinear of an activation that gives the node's first input."""
     if not node.inputs or node.inputs[0] is None or any(v.is_graph_output() for v in node.outputs):
         return None
-    source = node.inputs[0].producer()
+    return _dequantize_of(node.inputs[0])
+
+
+def _dequantize_of(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear of an activation that gives this value."""
+    source = None if value is None else value.producer()
     if source is None or source.op_type != "DequantizeLinear" or len(source.inputs) < 3:
         return None
     return None if source.inputs[0].is_initializer() else source
@@ -77,10 +111,15 @@ def _can_move_integers(node: ir.Node) -> bool:
 
 
 def _sink(graph: ir.Graph, node: ir.Node, source: ir.Node) -> None:
-    q, scale, zero_point = source.inputs
-    node.replace_input_with(0, q)
+    node.replace_input_with(0, source.inputs[0])
     if node.op_type == "Pad":
-        _pad_with(graph, node, zero_point)
+        _pad_with(graph, node, source.inputs[2])
+    _dequantize_after(graph, node, source)
+
+
+def _dequantize_after(graph: ir.Graph, node: ir.Node, source: ir.Node) -> None:
+    """Dequantize what `node` gives by the grid of `source`."""
+    _, scale, zero_point = source.inputs
     for value in node.outputs:
         dequantize = ir.node("DequantizeLinear", [value, scale, zero_point])
         value.replace_all_uses_with(dequantize.outputs[0])

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.graph.insert_quantizers import quantized_layers
-from fxquant.graph.ops import module_of
+from fxquant.graph.ops import module_of, tensor_of
 from fxquant.graph.regions import interpreted, value_name
+from fxquant.inputs import Inputs, as_inputs, split
 from fxquant.quantizer import Quantizer
 from fxquant.ranges import RangeEstimator, search
 from fxquant.rounding import input_curvature, round_weights
@@ -24,42 +25,43 @@ MOST_ADJUSTED_PIXELS = 1 << 22
 
 @torch.no_grad()
 def calibrate(
-    student: nn.Module, images: Tensor, *, estimator: RangeEstimator = search, batch: int = 64
+    student: nn.Module, images: Inputs, *, estimator: RangeEstimator = search, batch: int = 64
 ) -> None:
     """Set the scale and zero point of each quantizer of `student`, in place.
 
-    Ranges are those of the float network on `images`, (n, channels, height, width), so a second
-    call on the same images and weights changes nothing.
+    Ranges are those of the float network on `images`, (n, channels, height, width), or one such
+    tensor for each input of the model, so a second call on the same images and weights changes
+    nothing.
     """
     quantizers = [m for m in student.modules() if isinstance(m, Quantizer)]
+    weights = {
+        module_of(n.args[1]): tensor_of(n.args[1].args[0]) for n in quantized_layers(student)
+    }
     for quantizer in quantizers:
         quantizer.enabled = False
-    for name, module in student.named_modules():
-        if isinstance(module, Quantizer) and module.spec.channel_axis is not None:
-            _calibrate_weight(student, name, module, estimator)
-            module.enabled = False
-        elif isinstance(module, Quantizer):
-            module.observe()
-    for part in images.split(batch):
-        student(part)
+    for quantizer in quantizers:
+        if quantizer in weights:
+            _calibrate_weight(weights[quantizer], quantizer, estimator)
+            quantizer.enabled = False
+        else:
+            quantizer.observe()
+    for part in split(images, batch):
+        student(*part)
     for quantizer in quantizers:
         quantizer.calibrate(estimator)
         quantizer.enabled = True
 
 
-def _calibrate_weight(
-    student: nn.Module, name: str, quantizer: Quantizer, estimator: RangeEstimator
-) -> None:
-    layer = student.get_submodule(name.rpartition(".")[0])
-    weight = layer.weight.transpose(0, quantizer.spec.channel_axis).flatten(1)
-    quantizer.set_range(*estimator(weight, quantizer.spec))
+def _calibrate_weight(weight: Tensor, quantizer: Quantizer, estimator: RangeEstimator) -> None:
+    channels = weight.transpose(0, quantizer.spec.channel_axis).flatten(1)
+    quantizer.set_range(*estimator(channels, quantizer.spec))
 
 
 @torch.no_grad()
 def adjust_layers(
     teacher: nn.Module,
     student: nn.Module,
-    images: Tensor,
+    images: Inputs,
     *,
     weights: bool = True,
     biases: bool = True,
@@ -67,36 +69,50 @@ def adjust_layers(
     """Make each quantized layer's output closer to the teacher's, in closed form and in place.
 
     `weights`: they are rounded so that the layer's output on `images`, (n, channels, height,
-    width), stays close (`fxquant.rounding`), and then lie on the grid. `biases`: the empirical
+    width), or one such tensor for each input, stays close (`fxquant.rounding`), and then lie on
+    the grid; where there is no rule for a kind of layer its weights stay. `biases`: the empirical
     bias correction of Nagel et al. (Data-Free Quantization through Weight Equalization and Bias
     Correction, 2019, eq. 14), b += E[teacher] - E[student] per output channel. Layers are
     adjusted in order, so that each sees what the adjusted ones before it give. Returns how many
-    were. A layer that is called more than once is left as it is.
+    were. A layer that is called more than once, by itself or with what it is a part of, is left
+    as it is.
     """
-    images = images[: max(1, MOST_ADJUSTED_PIXELS // math.prod(images.shape[2:]))]
+    pixels = max(math.prod(x.shape[2:]) for x in as_inputs(images))
+    images = tuple(x[: max(1, MOST_ADJUSTED_PIXELS // pixels)] for x in as_inputs(images))
     layers = quantized_layers(student)
-    means = _channel_means(teacher, {value_name(node) for node in layers}, images)
+    axes = {value_name(node): _channels_last(node) for node in layers}
+    means = _channel_means(teacher, axes, images)
     calls = Counter(id(module_of(node.args[1])) for node in layers)
-    once = {node for node in layers if calls[id(module_of(node.args[1]))] == 1}
+    once = {
+        node
+        for node in layers
+        if calls[id(module_of(node.args[1]))] == 1 and value_name(node) in means
+    }
     make = partial(_LayerAdjuster, layers=once, means=means, weights=weights, biases=biases)
     with interpreted(student, make) as adjusters:
-        student(images)
+        student(*images)
     return sum(adjuster.adjusted for adjuster in adjusters)
 
 
-def _channel_means(model: nn.Module, names: set[str], images: Tensor) -> dict[str, Tensor]:
+def _channel_means(
+    model: nn.Module, channels_last: dict[str, bool], images: tuple[Tensor, ...]
+) -> dict[str, Tensor]:
+    """Mean of each named value by channel, of those that one call of the model computes once."""
     means: dict[str, Tensor] = {}
+    seen: Counter = Counter()
 
     class Recorder(Interpreter):
         def run_node(self, n: Node):
             value = super().run_node(n)
-            if value_name(n) in names:
-                means[value_name(n)] = _mean(value, n)
+            name = value_name(n)
+            if name in channels_last:
+                seen[name] += 1
+                means[name] = _mean(value, channels_last[name])
             return value
 
     with interpreted(model, Recorder):
-        model(images)
-    return means
+        model(*images)
+    return {name: mean for name, mean in means.items() if seen[name] == 1}
 
 
 class _LayerAdjuster(Interpreter):
@@ -121,9 +137,10 @@ class _LayerAdjuster(Interpreter):
             self._round(n)
         value = super().run_node(n)
         if self.biases and n.args[2] is not None:
-            shift = self.means[value_name(n)] - _mean(value, n)
-            _attribute(self.module, n.args[2]).add_(shift)
-            places = [-1 if i == _axis(value, n) else 1 for i in range(value.dim())]
+            last = _channels_last(n)
+            shift = self.means[value_name(n)] - _mean(value, last)
+            tensor_of(n.args[2]).add_(shift)
+            places = [-1 if i == _axis(value, last) else 1 for i in range(value.dim())]
             value = value + shift.reshape(places)
         self.adjusted += 1
         return value
@@ -132,7 +149,7 @@ class _LayerAdjuster(Interpreter):
         """Round the layer's weight for the input that it gets, where there is a rule for it."""
         if n.target not in (F.linear, F.conv2d) or "same" in n.args:
             return
-        weight = _attribute(self.module, n.args[1].args[0])
+        weight = tensor_of(n.args[1].args[0])
         quantizer = self.module.get_submodule(n.args[1].target)
         curvature = input_curvature(n, self.env[n.args[0]], weight)
         grouped = weight.reshape(len(curvature), -1, curvature.shape[-1])
@@ -141,17 +158,15 @@ class _LayerAdjuster(Interpreter):
         self.env[n.args[1]] = quantizer(weight)
 
 
-def _attribute(module: GraphModule, node: Node) -> Tensor:
-    """The parameter that a get_attr node reads."""
-    owner, _, name = node.target.rpartition(".")
-    return getattr(module.get_submodule(owner), name)
+def _channels_last(layer: Node) -> bool:
+    """Whether a layer's output has its channels last, as those of linear layers, or second."""
+    return layer.target is F.linear
 
 
-def _axis(value: Tensor, node: Node) -> int:
-    """Channels are last after a linear layer, second after a convolution."""
-    return value.dim() - 1 if node.target is F.linear else 1
+def _axis(value: Tensor, channels_last: bool) -> int:
+    return value.dim() - 1 if channels_last else 1
 
 
-def _mean(value: Tensor, node: Node) -> Tensor:
-    axis = _axis(value, node)
+def _mean(value: Tensor, channels_last: bool) -> Tensor:
+    axis = _axis(value, channels_last)
     return value.mean([i for i in range(value.dim()) if i != axis])

@@ -17,6 +17,7 @@ from fxquant.graph.insert_quantizers import layer_name
 from fxquant.graph.insert_taps import is_tap
 from fxquant.graph.ops import WEIGHTED, kind, module_of
 from fxquant.graph.regions import all_nodes
+from fxquant.inputs import flatten
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _fisher_probe(
 ) -> Tensor:
     """Rows of |J^T u|^2 per layer, u random with E[u u^T] = the loss's Hessian in the outputs."""
     rows = []
-    outputs = [o for o in _flatten(teacher(images)) if o.requires_grad]
+    outputs = [o for o in flatten(teacher(images)) if o.requires_grad]
     for index in range(probes):
         cotangents = [_output_noise(output.detach(), rng) for output in outputs]
         gradients = torch.autograd.grad(
@@ -140,13 +141,6 @@ def _hessian_probe(
 
 def _signs(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=rng).float() * 2 - 1
-
-
-def _flatten(output) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, dict) else output
-    return [tensor for value in values for tensor in _flatten(value)]
 
 
 def nearest_layers(teacher: nn.Module, group: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from fxquant.datafree import losses
 from fxquant.datafree.importance import Importance, nearest_layers
 from fxquant.datafree.recipe import Term
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, record, tap_names
+from fxquant.inputs import flatten
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,3 @@ def _bn_targets(teacher: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         std = (bn.running_var.float() + losses.EPS).sqrt()
         targets[name] = (bn.running_mean.float(), std)
     return targets
-
-
-def flatten(output) -> tuple[Tensor, ...]:
-    """The tensors of an output that may be nested in tuples, lists and dicts, in order."""
-    if isinstance(output, torch.Tensor):
-        return (output,)
-    if isinstance(output, dict):
-        output = output.values()
-    return tuple(tensor for value in output for tensor in flatten(value))

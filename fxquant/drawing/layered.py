@@ -58,17 +58,18 @@ def layered(sources: Sequence[Sequence[int]], widths: Sequence[float], lane: flo
 
 
 def _ranks(sources: Sequence[Sequence[int]]) -> list[int]:
-    """Longest path from the top; what reads nothing, the first box apart, just above its reader."""
+    """Longest path from the top; what doesn't come from box 0 lies just above what reads it."""
     rank: list[int] = []
-    for read in sources:
+    from_input: list[bool] = []
+    for box, read in enumerate(sources):
         rank.append(max((rank[source] + 1 for source in read), default=0))
-    first_reader = [len(rank)] * len(rank)
-    for box, read in enumerate(sources):
-        for source in read:
-            first_reader[source] = min(first_reader[source], rank[box])
-    for box, read in enumerate(sources):
-        if box and not read and 0 < first_reader[box] < len(rank):
-            rank[box] = first_reader[box] - 1
+        from_input.append(not box or any(from_input[source] for source in read))
+    highest_reader = [len(rank)] * len(rank)
+    for box in reversed(range(len(rank))):
+        if not from_input[box] and highest_reader[box] < len(rank):
+            rank[box] = highest_reader[box] - 1
+        for source in sources[box]:
+            highest_reader[source] = min(highest_reader[source], rank[box])
     return rank
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
@@ -10,7 +11,9 @@ from fxquant.drawing.boxes import Box, Part, fold
 from fxquant.drawing.place import Placed, Rect, Segment, place
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS
 from fxquant.graph.prepare import Prepared
+from fxquant.inputs import input_shapes
 from fxquant.report.formats import amount, count, percent, size
+from fxquant.report.layers import Layer
 
 CHARACTER, SMALL = 6.63, 5.73  # widths of a monospaced character at 11 and 9.5 pixels
 LAYER_HEIGHT, PLAIN_HEIGHT = 44.0, 28.0
@@ -56,8 +59,8 @@ text { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace
 """
 
 
-def draw(prepared: Prepared, facts: dict[str, Any]) -> str:
-    """SVG of a prepared model; `facts` are those of `describe`, with the model's name."""
+def draw(prepared: Prepared, layers: Sequence[Layer], facts: dict[str, Any]) -> str:
+    """SVG of a prepared model with its layers; `facts` are those of `describe`, with its name."""
     body, top, right = [], MARGIN, 0.0
     head = _head(facts)
     for line, (cls, text) in enumerate(head):
@@ -67,7 +70,7 @@ def draw(prepared: Prepared, facts: dict[str, Any]) -> str:
     legend, width = _legend(MARGIN, top + 16)
     body += legend
     right, top = max(right, width), top + 64
-    for part in fold(prepared, facts["layers"]):
+    for part in fold(prepared, layers):
         if part.name:
             top += 20
             body.append(_text(MARGIN, top, part.name, "h2"))
@@ -101,7 +104,8 @@ def _head(facts: dict[str, Any]) -> list[tuple[str, str]]:
     model, config, summary = facts["model"], facts["settings"]["config"], facts["summary"]
     total = summary["layers_quantized"] + summary["layers_float"]
     widths = f"W{config['weight_bits']}A{config['act_bits']}"
-    shape = words.TIMES.join(map(str, model["input_shape"]))
+    shapes = input_shapes(model["input_shape"])
+    shape = " and ".join(words.TIMES.join(map(str, each)) for each in shapes)
     sizes = " to ".join(size(facts["size"][key]) for key in ("float_bytes", "weights_bytes"))
     return [
         ("h1", f"{model['name']}, {widths}, input {shape}"),
@@ -158,7 +162,7 @@ def _size(box: Box) -> tuple[float, float]:
 
 def _box(box: Box, rect: Rect) -> str:
     look = words.style(box)
-    if box.row is not None and box.row["weight_bits"] and not box.row["integer_kernel"]:
+    if box.row is not None and box.row["kernel_reason"] and look != "float":
         look += " slow"
     title, detail = words.title(box), words.detail(box)
     x = rect.x + PADDING

@@ -6,8 +6,8 @@ import builtins
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
-from unittest.mock import patch
+from functools import lru_cache, wraps
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -32,31 +32,48 @@ def proxy_aware_builtins(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         replaced: dict[str, Callable] = {"isinstance": _aware_isinstance, "len": _aware_len}
         replaced |= {f.__name__: _recording_numbers(f) for f in (max, min)}
-        for name, function in replaced.items():
-            stack.enter_context(patch.object(builtins, name, function))
-        for name in _FACTORIES:
-            stack.enter_context(patch.object(torch, name, _recording(getattr(torch, name))))
+        stack.enter_context(_replaced(vars(builtins), replaced))
+        factories = {name: _recording(getattr(torch, name)) for name in _FACTORIES}
+        stack.enter_context(_replaced(vars(torch), factories))
         # As builtins these would break torch's own code, which compares types by identity.
-        for names in _globals_of(module):
-            for number in (_Int, _Float):
-                if number.of.__name__ not in names:
-                    stack.enter_context(patch.dict(names, {number.of.__name__: number}))
+        for file in _files_of(module):
+            stack.enter_context(_replaced(vars(sys.modules[file]), {"int": _Int, "float": _Float}))
         yield
 
 
-def _globals_of(module: nn.Module) -> list[dict]:
-    """Global names of the files that the module's classes, and functions they name, come from."""
-    classes = {cls for m in module.modules() for cls in type(m).__mro__}
-    files = {cls.__module__ for cls in classes} - {"builtins"}
-    packages = {file.split(".")[0] for file in files} - {"torch"}
-    named = {
-        getattr(value, "__module__", None) or ""
-        for file in files
-        if file.split(".")[0] in packages and file in sys.modules
-        for value in list(vars(sys.modules[file]).values())
-    }
-    wanted = {f for f in files | named if f.split(".")[0] in packages and f in sys.modules}
-    return [vars(sys.modules[file]) for file in sorted(wanted)]
+@contextmanager
+def _replaced(names: dict, values: dict) -> Iterator[None]:
+    before = {name: names[name] for name in values if name in names}
+    names.update(values)
+    try:
+        yield
+    finally:
+        names.update(before)
+        for name in values.keys() - before.keys():
+            del names[name]
+
+
+def _files_of(module: nn.Module) -> list[str]:
+    """Names of the files that the module's classes, and functions they use, come from."""
+    modules = list(module.modules())
+    held = {_file_of(value) for m in modules for value in vars(m).values()}
+    classes = {cls.__module__ for m in modules for cls in type(m).__mro__}
+    return _with_named(frozenset(held | classes))
+
+
+@lru_cache(maxsize=64)
+def _with_named(files: frozenset[str]) -> list[str]:
+    """These files and those that their names come from, of the same packages."""
+    packages = {file.split(".")[0] for file in files} - {"torch", "", *sys.stdlib_module_names}
+    own = {f for f in files if f.split(".")[0] in packages and f in sys.modules}
+    named = {_file_of(value) for file in own for value in list(vars(sys.modules[file]).values())}
+    wanted = own | {f for f in named if f.split(".")[0] in packages and f in sys.modules}
+    redefine = {f for f in wanted if {"int", "float"} & set(vars(sys.modules[f]))}
+    return sorted(wanted - redefine)
+
+
+def _file_of(value) -> str:
+    return value.__module__ or "" if _isinstance(value, FunctionType | type) else ""
 
 
 def _aware_isinstance(value, classes) -> bool:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr
+import inspect
+from collections.abc import Iterable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
-from types import FunctionType, MethodType
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.leaves import HOST
 from fxquant.graph.probes import Call, run, same
 from fxquant.graph.proxies import map_values
-from fxquant.graph.recorder import HOST, Recording
+from fxquant.graph.recorder import Recording
 
+_MISSING = object()
 RIGHT, AT_THIS_SIZE, WRONG = "right", "right at the traced size alone", "wrong"
 
 
@@ -43,12 +45,13 @@ class Part(GraphModule):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            found = getattr(self.__dict__.get("meta", {}).get("class"), name, None)
-            if name in self.__dict__.get("meta", {}).get("attributes", {}):
-                return self.meta["attributes"][name]
-            if isinstance(found, FunctionType):
-                return MethodType(found, self)
-            raise
+            meta = self.__dict__.get("meta", {})
+            if name in meta.get("attributes", {}):
+                return meta["attributes"][name]
+            found = inspect.getattr_static(meta.get("class"), name, _MISSING)
+            if found is _MISSING:
+                raise
+            return found.__get__(self, meta["class"]) if hasattr(found, "__get__") else found
 
 
 def build(
@@ -67,8 +70,8 @@ def build(
     if name:
         graph.meta["class"] = type(module)
         graph.meta["attributes"] = _plain_attributes(module)
-    seen = _seen(graph, recording, leaves)
-    return Candidate(name, graph.eval(), recording, _judge(graph, calls), seen)
+    verdict = _judge(graph.eval(), calls) if _fits_bound(module, recording, calls) else WRONG
+    return Candidate(name, graph, recording, verdict, _seen(graph, recording, leaves))
 
 
 def _plain_attributes(module: nn.Module) -> dict:
@@ -80,6 +83,17 @@ def _holds_modules(value) -> bool:
     found: list[bool] = []
     map_values(lambda v: found.append(isinstance(v, nn.Module | Tensor)), value)
     return any(found)
+
+
+def _fits_bound(module: nn.Module, recording: Recording, calls: Iterable[Call]) -> bool:
+    """Whether all calls give the arguments that are constants in the graph the same values."""
+    signature = inspect.signature(module.forward)
+    given = [signature.bind(*call.args, **call.kwargs).arguments for call in calls]
+    return all(
+        same(arguments.get(name, signature.parameters[name].default), value)
+        for arguments in given
+        for name, value in recording.bound.items()
+    )
 
 
 def _judge(graph: GraphModule, calls: Iterable[Call]) -> str:
@@ -115,13 +129,13 @@ def _seen(graph: GraphModule, recording: Recording, leaves: tuple) -> frozenset[
     return frozenset(seen)
 
 
-@contextmanager
-def in_place(
+def put_in_place(
     model: nn.Module, modules: dict[str, nn.Module], regions: dict[str, Candidate]
-) -> Iterator[nn.Module]:
-    """Inside the block, `model` with each region's graph in place of its module.
+) -> tuple[nn.Module, list[tuple[nn.Module, str, nn.Module]]]:
+    """`model` with each region's graph in place of its module, and what that has replaced.
 
-    A graph's own layers stay; only in what it leaves to itself are there regions.
+    A graph's own layers stay; only in what it leaves to itself are there regions. What was
+    replaced is a list of parents, names and the modules that were there.
     """
     by_module = {id(modules[name]): region.graph for name, region in regions.items()}
     by_graph = {id(region.graph): region for region in regions.values()}
@@ -141,11 +155,7 @@ def in_place(
                 setattr(module, key, graph)
                 replaced.append((module, key, child))
             queue.append(graph)
-    try:
-        yield whole
-    finally:
-        for module, key, child in replaced:
-            setattr(module, key, child)
+    return whole, replaced
 
 
 def _left_to_itself(region: Candidate) -> list[nn.Module]:

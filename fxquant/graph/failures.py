@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from fxquant.graph.proxies import UnansweredError
+from fxquant.graph.proxies import ExampleProxy, UnansweredError
 
 _HERE = str(Path(__file__).parent)
+# Lines of a statement that are quoted.
+_LONGEST = 4
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ def failure(error: Exception) -> Failure:
     """The innermost line of the user's or the zoo's code that `error` went through."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_foreign(f.filename)]
     file, line = (frames[-1].filename, frames[-1].lineno or 0) if frames else ("", 0)
-    code = f": `{frames[-1].line}`" if frames and frames[-1].line else ""
-    return Failure(file, line, f"it {_what(error)}{code}")
+    code = _code(file, line)
+    return Failure(file, line, f"it {_what(error)}: `{code}`" if code else f"it {_what(error)}")
 
 
 def source_line(frame: FrameType) -> str:
@@ -35,7 +37,17 @@ def source_line(frame: FrameType) -> str:
     while frame.f_back and not _is_foreign(frame.f_code.co_filename):
         frame = frame.f_back
     file, line = frame.f_code.co_filename, frame.f_lineno
-    return f"`{linecache.getline(file, line).strip()}` {file}:{line}"
+    return f"`{_code(file, line)}` {file}:{line}"
+
+
+def _code(file: str, line: int) -> str:
+    """The code that starts at a line, up to where its brackets close, in one line."""
+    code = ""
+    for number in range(line, line + _LONGEST):
+        code = f"{code} {linecache.getline(file, number).strip()}".strip()
+        if all(code.count(opening) <= code.count(closing) for opening, closing in ("()", "[]")):
+            break
+    return code
 
 
 def _is_foreign(file: str) -> bool:
@@ -48,4 +60,5 @@ def _what(error: Exception) -> str:
     if isinstance(error, UnansweredError):
         return str(error)
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = said.replace(ExampleProxy.__name__, "traced value")
     return f"does what can't be recorded ({said})"

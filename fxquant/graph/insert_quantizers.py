@@ -1,45 +1,37 @@
 """Insert fake-quant nodes for weights and activations where integer kernels can fuse them.
 
-One quantizer per value, at its producer, after any ReLU that follows it: wherever a quantized
-layer, or an op between such layers (addition, concatenation, pooling, ...), reads the value. Ops
-that only move numbers of one grid get none.
+One quantizer per value, at its producer, after any ReLU or clip that follows it: wherever a
+quantized layer, a product of two values, or an op between those (addition, concatenation,
+pooling, ...), reads the value. Ops that only move numbers of one grid get none.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.ops import (
-    ARITHMETIC,
-    WEIGHTED,
-    consumers,
-    is_redundant_relu,
-    kind,
-    module_of,
-)
-from fxquant.graph.regions import all_nodes, qualify, region_of
+from fxquant.graph.ops import WEIGHTED, first_input, is_transposed, kind, module_of
+from fxquant.graph.placement import layer_name, plan_quantizers
+from fxquant.graph.regions import all_nodes
 from fxquant.quantizer import Quantizer
-from fxquant.spec import LayerBits, QConfig, QSpec
+from fxquant.spec import QConfig, QSpec
 
-logger = logging.getLogger(__name__)
+__all__ = ["ACTIVATIONS", "insert_quantizers", "layer_name", "quantized_layers"]
 
-_CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 ACTIVATIONS = "activation_quantizers"
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Which layers are quantized at which widths, decided before the graph is touched."""
-
-    layers: dict[Node, LayerBits]
-    preprocessing: set[Node]
-    config: QConfig
+_CONV = ("stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
+_CONVOLUTIONS = {
+    nn.Conv1d: (F.conv1d, _CONV),
+    nn.Conv2d: (F.conv2d, _CONV),
+    nn.Conv3d: (F.conv3d, _CONV),
+    nn.ConvTranspose1d: (F.conv_transpose1d, _TRANSPOSED),
+    nn.ConvTranspose2d: (F.conv_transpose2d, _TRANSPOSED),
+    nn.ConvTranspose3d: (F.conv_transpose3d, _TRANSPOSED),
+}
 
 
 def insert_quantizers(gm: GraphModule, config: QConfig, ends: Collection[str] = ()) -> int:
@@ -47,23 +39,21 @@ def insert_quantizers(gm: GraphModule, config: QConfig, ends: Collection[str] = 
 
     `ends` names the first and the last layer of the model, which `config` may treat apart.
     Every layer's node has the reason in `meta["float_reason"]` where it stays in floating point.
-    The quantizers pass their input through until they are calibrated.
+    Layers that share a weight share its quantizer. The quantizers pass their input through until
+    they are calibrated.
     """
     done = set(quantized_layers(gm))
     layers = [n for n in gm.graph.nodes if kind(n) in WEIGHTED and n not in done]
-    chosen = _choose_layers(layers, config, ends)
-    plan = _Plan(chosen, _before_layers(gm, set(layers)), config)
-    activations = {node: _activation_bits(node, plan) for node in gm.graph.nodes}
-    activations = {node: bits for node, bits in activations.items() if bits is not None}
-    for node, bits in activations.items():
+    plan = plan_quantizers(gm, layers, config, ends)
+    for node, bits in plan.values.items():
         _quantize_activation(gm, node, bits)
-    return len(activations) + sum(_quantize_weight(gm, node, plan) for node in plan.layers)
-
-
-def layer_name(node: Node) -> str:
-    """Name in the whole model of the layer that a convolution or linear node computes."""
-    name = node.meta.get("layer", node.target if node.op == "call_module" else node.name)
-    return qualify(region_of(node), str(name))
+    bits_of: dict[tuple, int] = {}
+    for node, bits in plan.layers.items():
+        bits_of[_grid_of(node)] = max(bits.weight, bits_of.get(_grid_of(node), 0))
+    made: dict[tuple, Quantizer] = {}
+    for node in plan.layers:
+        _quantize_weight(gm, node, bits_of, made)
+    return len(plan.values) + len(made)
 
 
 def first_and_last_layer(model: nn.Module) -> set[str]:
@@ -90,101 +80,47 @@ def is_activation_quantizer(node: Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith(f"{ACTIVATIONS}.")
 
 
-def _choose_layers(
-    layers: list[Node], config: QConfig, ends: Collection[str]
-) -> dict[Node, LayerBits]:
-    chosen: dict[Node, LayerBits] = {}
-    for node in layers:
-        reason = _refusal(node)
-        name = layer_name(node)
-        bits = None if reason else config.layer_bits(name, first_or_last=name in ends)
-        if bits is None:
-            node.meta["float_reason"] = reason or "a layer rule keeps it float"
-            logger.info("layer %s stays float: %s", name, node.meta["float_reason"])
-        else:
-            chosen[node] = bits
-    return chosen
-
-
-def _before_layers(gm: GraphModule, layers: set[Node]) -> set[Node]:
-    """The network's input, and what is computed from it before the first layer."""
-    early: set[Node] = set()
-    for node in gm.graph.nodes:
-        parents = [p for p in node.all_input_nodes if p.op != "get_attr"]
-        if node.op == "placeholder" and not node.meta.get("network_input"):
-            continue
-        if node not in layers and all(parent in early for parent in parents):
-            early.add(node)
-    return early
-
-
-def _refusal(node: Node) -> str | None:
-    if node.op != "call_module":
-        return "its weight is an argument of a function call, not of a layer module"
-    module = module_of(node)
-    if nn.utils.parametrize.is_parametrized(module):
-        return "its weight is parametrized"
-    return None
-
-
 def _quantize_activation(gm: GraphModule, node: Node, bits: int) -> None:
     name = f"{ACTIVATIONS}.{node.name}"
     gm.add_submodule(name, Quantizer(QSpec(bits)))
     with gm.graph.inserting_after(node):
         quantized = gm.graph.call_module(name, (node,))
     node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
-    quantized.meta.update(twin=_twin(node), shape=node.meta.get("shape"))
-
-
-def _activation_bits(node: Node, plan: _Plan) -> int | None:
-    """Width of the quantizer at this value; None where there is none."""
-    if kind(node) in ("move", "output", "get_attr") or "shape" not in node.meta:
-        return None
-    if is_redundant_relu(node) or _relu_follows(node):
-        return None
-    if isinstance(module_of(node), Quantizer):
-        return None
-    readers = [user for _, user in consumers(node)]
-    wanted = [plan.layers[user].activation for user in readers if user in plan.layers]
-    if node in plan.preprocessing:
-        return plan.config.input_bits if wanted else None
-    if wanted:
-        return max(wanted)
-    fed_to_arithmetic = any(kind(user) in ARITHMETIC for user in readers)
-    return plan.config.sum_bits if fed_to_arithmetic or _ends_convolution(node, plan) else None
-
-
-def _relu_follows(node: Node) -> bool:
-    """Whether all that reads the value is one ReLU, which integer kernels fuse."""
-    users = list(node.users)
-    return (
-        len(users) == 1
-        and kind(users[0]) == "relu"
-        and not is_redundant_relu(users[0])
-        and kind(node) not in ("placeholder", "entry")
-    )
-
-
-def _ends_convolution(node: Node, plan: _Plan) -> bool:
-    """Whether the value is a quantized convolution's, directly or through its ReLU.
-
-    Such a kernel writes integers, also where only the output or an unknown op reads them.
-    """
-    source = node.all_input_nodes[0] if kind(node) == "relu" else node
-    return source in plan.layers and kind(source) == "conv"
+    shape = {key: node.meta[key] for key in ("shape", "dtype") if key in node.meta}
+    quantized.meta.update(shape, twin=_twin(node))
 
 
 def _twin(node: Node) -> str:
     return node.meta.get("twin", node.name)
 
 
-def _quantize_weight(gm: GraphModule, node: Node, plan: _Plan) -> int:
+def _grid_of(node: Node) -> tuple[int, int]:
+    """What two layers must agree on to share a weight's quantizer: the weight and its axis."""
+    return id(module_of(node).weight), _channel_axis(node)
+
+
+def _channel_axis(layer: Node) -> int:
+    """Axis of a layer's weight along which its output channels, and so its scales, run.
+
+    A transposed convolution has them second, within each group of inputs; with groups of one
+    output each they are the groups themselves.
+    """
+    module = module_of(layer)
+    if not is_transposed(layer):
+        return 0
+    return 0 if module.groups > 1 and module.weight.shape[1] == 1 else 1
+
+
+def _quantize_weight(
+    gm: GraphModule, node: Node, bits_of: dict[tuple, int], made: dict[tuple, Quantizer]
+) -> None:
     """Replace the layer's module call by a function call on its fake-quantized weight."""
-    module, name = module_of(node), str(node.target)
-    new = not isinstance(getattr(module, "weight_quantizer", None), Quantizer)
-    if new:
-        spec = QSpec(plan.layers[node].weight, signed=True, channel_axis=0)
-        module.weight_quantizer = Quantizer(spec, module.weight.shape[0])
+    module, name, grid = module_of(node), str(node.target), _grid_of(node)
+    if not isinstance(getattr(module, "weight_quantizer", None), Quantizer):
+        spec = QSpec(bits_of[grid], signed=True, channel_axis=grid[1])
+        if grid not in made:
+            made[grid] = Quantizer(spec, module.weight.shape[grid[1]])
+        module.weight_quantizer = made[grid]
     with gm.graph.inserting_before(node):
         weight = gm.graph.get_attr(f"{name}.weight")
         quantized = gm.graph.call_module(f"{name}.weight_quantizer", (weight,))
@@ -195,16 +131,15 @@ def _quantize_weight(gm: GraphModule, node: Node, plan: _Plan) -> int:
     node.replace_all_uses_with(call)
     gm.graph.erase_node(node)
     call.name = node.name
-    return int(new)
 
 
 def _call(gm: GraphModule, node: Node, module: nn.Module, weight: Node, bias: Node | None):
-    x = node.args[0] if node.args else node.kwargs["input"]
+    x = first_input(node)
     if isinstance(module, nn.Linear):
         return F.linear, (x, weight, bias)
-    function = next(f for base, f in _CONVOLUTIONS.items() if isinstance(module, base))
-    padding = module.padding
+    function, names = next(v for base, v in _CONVOLUTIONS.items() if isinstance(module, base))
+    settings = {name: getattr(module, name) for name in names}
     if module.padding_mode != "zeros":
         pads = (x, list(module._reversed_padding_repeated_twice), module.padding_mode)
-        x, padding = gm.graph.call_function(F.pad, pads), 0
-    return function, (x, weight, bias, module.stride, padding, module.dilation, module.groups)
+        x, settings["padding"] = gm.graph.call_function(F.pad, pads), 0
+    return function, (x, weight, bias, *settings.values())

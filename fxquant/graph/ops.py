@@ -1,218 +1,109 @@
 """What a node of a torch.fx graph is: one name for the module, function and method forms of an op.
 
-The rest of the package asks these tables and never looks at targets itself.
+The rest of the package asks these functions and never looks at targets itself.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
-_MODULES: dict[type[nn.Module], str] = {
-    nn.Conv1d: "conv",
-    nn.Conv2d: "conv",
-    nn.Conv3d: "conv",
-    nn.Linear: "linear",
-    nn.BatchNorm1d: "batchnorm",
-    nn.BatchNorm2d: "batchnorm",
-    nn.BatchNorm3d: "batchnorm",
-    FrozenBatchNorm2d: "batchnorm",
-    nn.ReLU: "relu",
-    nn.ReLU6: "activation",
-    nn.Hardtanh: "activation",
-    nn.Hardswish: "activation",
-    nn.Hardsigmoid: "activation",
-    nn.Sigmoid: "activation",
-    nn.SiLU: "activation",
-    nn.Mish: "activation",
-    nn.GELU: "activation",
-    nn.ELU: "activation",
-    nn.LeakyReLU: "activation",
-    nn.PReLU: "activation",
-    nn.Tanh: "activation",
-    nn.Softplus: "activation",
-    nn.AvgPool1d: "average",
-    nn.AvgPool2d: "average",
-    nn.AvgPool3d: "average",
-    nn.AdaptiveAvgPool1d: "average",
-    nn.AdaptiveAvgPool2d: "average",
-    nn.AdaptiveAvgPool3d: "average",
-    nn.MaxPool1d: "move",
-    nn.MaxPool2d: "move",
-    nn.MaxPool3d: "move",
-    nn.AdaptiveMaxPool1d: "move",
-    nn.AdaptiveMaxPool2d: "move",
-    nn.Flatten: "move",
-    nn.Unflatten: "move",
-    nn.Identity: "move",
-    nn.Dropout: "move",
-    nn.Dropout1d: "move",
-    nn.Dropout2d: "move",
-    nn.Dropout3d: "move",
-    nn.AlphaDropout: "move",
-    nn.ZeroPad2d: "move",
-    nn.PixelShuffle: "move",
-    nn.PixelUnshuffle: "move",
-    nn.ChannelShuffle: "move",
-    StochasticDepth: "move",
-}
+from fxquant.graph.kinds import FUNCTIONS, METHODS, MODULES, PICKS
 
-_FUNCTIONS: dict[object, str] = {
-    F.conv1d: "conv",
-    F.conv2d: "conv",
-    F.conv3d: "conv",
-    F.linear: "linear",
-    F.relu: "relu",
-    F.relu_: "relu",
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    F.relu6: "activation",
-    F.hardtanh: "activation",
-    F.hardswish: "activation",
-    F.hardsigmoid: "activation",
-    F.sigmoid: "activation",
-    torch.sigmoid: "activation",
-    F.silu: "activation",
-    F.mish: "activation",
-    F.gelu: "activation",
-    F.elu: "activation",
-    F.leaky_relu: "activation",
-    F.prelu: "activation",
-    torch.tanh: "activation",
-    F.tanh: "activation",
-    F.softplus: "activation",
-    operator.add: "add",
-    operator.iadd: "add",
-    torch.add: "add",
-    operator.mul: "mul",
-    operator.imul: "mul",
-    torch.mul: "mul",
-    torch.cat: "concat",
-    torch.concat: "concat",
-    F.avg_pool1d: "average",
-    F.avg_pool2d: "average",
-    F.avg_pool3d: "average",
-    F.adaptive_avg_pool1d: "average",
-    F.adaptive_avg_pool2d: "average",
-    F.adaptive_avg_pool3d: "average",
-    torch.mean: "average",
-    F.max_pool1d: "move",
-    F.max_pool2d: "move",
-    F.max_pool3d: "move",
-    F.adaptive_max_pool1d: "move",
-    F.adaptive_max_pool2d: "move",
-    F.dropout: "move",
-    F.dropout2d: "move",
-    F.pixel_shuffle: "move",
-    F.pixel_unshuffle: "move",
-    F.channel_shuffle: "move",
-    torch.flatten: "move",
-    torch.reshape: "move",
-    torch.permute: "move",
-    torch.transpose: "move",
-    torch.squeeze: "move",
-    torch.unsqueeze: "move",
-    torch.chunk: "move",
-    torch.split: "move",
-    torch.narrow: "move",
-    operator.getitem: "move",
-}
-
-_METHODS: dict[str, str] = {
-    "relu": "relu",
-    "relu_": "relu",
-    "sigmoid": "activation",
-    "sigmoid_": "activation",
-    "tanh": "activation",
-    "add": "add",
-    "add_": "add",
-    "mul": "mul",
-    "mul_": "mul",
-    "mean": "average",
-    **dict.fromkeys(
-        [
-            "flatten",
-            "view",
-            "reshape",
-            "permute",
-            "transpose",
-            "squeeze",
-            "unsqueeze",
-            "contiguous",
-            "chunk",
-            "split",
-            "narrow",
-            "expand",
-            "expand_as",
-            "unflatten",
-            "detach",
-            "clone",
-            "t",
-        ],
-        "move",
-    ),
-}
-
-_BOUNDED_BELOW_BY_ZERO = (nn.ReLU6, nn.Hardsigmoid, nn.Sigmoid, nn.Softplus)
-_BOUNDED_FUNCTIONS = (
-    F.relu6,
-    F.hardsigmoid,
-    F.sigmoid,
-    torch.sigmoid,
-    F.softplus,
-    "sigmoid",
-    "sigmoid_",
-)
-
+# They multiply weights with activations.
 WEIGHTED = frozenset({"conv", "linear"})
-ARITHMETIC = frozenset({"add", "mul", "concat", "average", "activation"})
+# They read numbers of one grid or more and give numbers of another.
+ARITHMETIC = frozenset({"add", "mul", "elementwise", "concat", "average", "activation"})
+# They limit the range of what a kernel computes, which it does as it rounds.
+LIMITS = frozenset({"relu", "clip"})
+
+KIND = "kind"
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED_FUNCTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+# What a subclass may not define if it is to count as what it inherits from.
+_FORWARDS = ("forward", "__call__", "_conv_forward")
 
 
 def kind(node: Node) -> str:
-    """One of conv, linear, batchnorm, relu, activation, add, mul, concat, average, move, other.
+    """What the node does to numbers: a kind of `fxquant.graph.kinds`, or `other`.
 
-    Also placeholder, get_attr and output. `move` is any op that only moves numbers that are
-    already on a grid; `entry` takes a tensor out of a list, tuple or dict that came from outside
-    the graph or from an op that the graph can't look into.
+    Also placeholder, get_attr and output. `entry` takes a tensor out of a list, tuple or dict
+    that came from outside the graph or from an op that the graph can't look into. A kind that
+    the user gave, in `meta["kind"]`, comes first.
     """
-    if node.meta.get("entry"):
-        return "entry"
+    if KIND in node.meta:
+        return node.meta[KIND]
+    if node.target is operator.getitem and not is_tensor(node.args[0]):
+        return "move" if _is_part_of_a_move(node.args[0]) else "entry"
     if node.op == "call_module":
-        return _module_kind(module_of(node))
+        return module_kind(module_of(node))
     if node.op == "call_function":
         return _function_kind(node)
     if node.op == "call_method":
-        return _METHODS.get(node.target, "other")
+        return _method_kind(node)
     return node.op
 
 
-def _module_kind(module: nn.Module) -> str:
+def module_kind(module: nn.Module) -> str:
+    """What a module does to numbers, `other` where it has a forward of its own."""
     if isinstance(module, nn.Upsample):
-        return "move" if module.mode == "nearest" else "other"
+        return _resize_kind(module.mode)
+    if isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d):
+        return "move" if module.value == 0 else "other"
     for base in type(module).__mro__:
-        if base in _MODULES:
-            return _MODULES[base]
+        if base in MODULES:
+            return MODULES[base]
+        if any(name in vars(base) for name in _FORWARDS):
+            break
     return "other"
 
 
 def _function_kind(node: Node) -> str:
     if node.target is F.pad:
-        return "move" if _pads_with_zero(node) else "other"
-    if node.target is F.interpolate:
-        mode = node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest")
-        return "move" if mode == "nearest" else "other"
-    return _FUNCTIONS.get(node.target, "other")
+        return _pad_kind(argument(node, 2, "mode", "constant"), argument(node, 3, "value"))
+    if node.target in (F.interpolate, F.upsample):
+        return _resize_kind(argument(node, 3, "mode", "nearest"))
+    if node.target in PICKS:
+        return _pick_kind(node)
+    name = FUNCTIONS.get(node.target, "other")
+    return "elementwise" if name == "clip" and limits(node) is None else name
 
 
-def _pads_with_zero(node: Node) -> bool:
-    mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
-    value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-    return mode == "constant" and value in (None, 0, 0.0)
+def _method_kind(node: Node) -> str:
+    if node.target in PICKS:
+        return _pick_kind(node)
+    name = METHODS.get(node.target, "other")
+    return "elementwise" if name == "clip" and limits(node) is None else name
+
+
+def _pad_kind(mode: object, value: object) -> str:
+    """Zeros and copies are on every grid."""
+    return "move" if mode != "constant" or value in (None, 0, 0.0) else "other"
+
+
+def _resize_kind(mode: object) -> str:
+    if str(mode).startswith("nearest"):
+        return "move"
+    return "other" if mode == "bicubic" else "average"
+
+
+def _pick_kind(node: Node) -> str:
+    other = argument(node, 1, "other")
+    return "elementwise" if isinstance(other, Node) and is_tensor(other) else "move"
+
+
+def _is_part_of_a_move(node: object) -> bool:
+    return isinstance(node, Node) and node.op.startswith("call") and kind(node) == "move"
+
+
+def argument(node: Node, index: int, name: str, default: object = None) -> object:
+    """An argument of a function or method call, by its place or its keyword."""
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
 def module_of(node: Node) -> nn.Module | None:
@@ -222,55 +113,67 @@ def module_of(node: Node) -> nn.Module | None:
     return node.graph.owning_module.get_submodule(node.target)
 
 
-def is_non_negative(node: Node) -> bool:
-    """Whether the value can be shown to hold no negative number."""
-    name = kind(node)
-    if name == "relu":
-        return True
-    if name == "activation":
-        if node.op == "call_module":
-            return isinstance(module_of(node), _BOUNDED_BELOW_BY_ZERO)
-        return node.target in _BOUNDED_FUNCTIONS
-    if name in ("move", "average", "add", "mul", "concat"):
-        if name in ("add", "mul") and _has_negative_number(node):
-            return False
-        sources = tensor_inputs(node)
-        return bool(sources) and all(is_non_negative(source) for source in sources)
-    return False
+def tensor_of(node: Node) -> torch.Tensor:
+    """The parameter or buffer that a get_attr node reads."""
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(node.graph.owning_module.get_submodule(owner), name)
 
 
-def _has_negative_number(node: Node) -> bool:
-    """Whether a plain number, as in `x - 1` written as `x + (-1)`, may bring in a sign."""
-    numbers = (*node.args, *node.kwargs.values())
-    return any(isinstance(number, int | float) and number < 0 for number in numbers)
+def is_tensor(node: object) -> bool:
+    """Whether a node's value is known to be one tensor."""
+    return isinstance(node, Node) and "shape" in node.meta
+
+
+def is_real(node: Node) -> bool:
+    """Whether a node's value is a tensor of real numbers, not of indices or truth values."""
+    return is_tensor(node) and node.meta.get("dtype", torch.float32).is_floating_point
 
 
 def tensor_inputs(node: Node) -> list[Node]:
     """Nodes that this one reads whose value is a tensor."""
-    return [parent for parent in node.all_input_nodes if "shape" in parent.meta]
+    return [parent for parent in node.all_input_nodes if is_tensor(parent)]
 
 
-def sources(node: Node) -> list[Node]:
-    """Where the numbers of `node` come from once ops that only move them are looked through."""
-    if kind(node) != "move":
-        return [node]
-    return [origin for parent in tensor_inputs(node) for origin in sources(parent)]
+def first_input(node: Node) -> Node | None:
+    """The value that a call works on: its first argument, or the one named input."""
+    value = node.args[0] if node.args else node.kwargs.get("input")
+    return value if isinstance(value, Node) else None
 
 
-def consumers(node: Node) -> list[tuple[Node, Node]]:
-    """Pairs (value, user) of every op that reads the numbers of `node`, moves looked through.
-
-    `value` is `node` itself or the moved form of it that `user` reads.
-    """
-    found: list[tuple[Node, Node]] = []
-    for user in node.users:
-        if kind(user) == "move" or is_redundant_relu(user):
-            found += consumers(user)
-        else:
-            found.append((node, user))
-    return found
+def is_transposed(layer: Node) -> bool:
+    """Whether a convolution is a transposed one, as a module or as a function."""
+    return isinstance(module_of(layer), _TRANSPOSED) or layer.target in _TRANSPOSED_FUNCTIONS
 
 
-def is_redundant_relu(node: Node) -> bool:
-    """A ReLU of a value that holds no negative number."""
-    return kind(node) == "relu" and all(is_non_negative(parent) for parent in tensor_inputs(node))
+def has_number(node: Node) -> bool:
+    """Whether an arithmetic op combines one value with plain numbers, as in `x * 0.5`."""
+    values = (*node.args, *node.kwargs.values())
+    one_tensor = sum(is_tensor(value) for value in values) == 1
+    return kind(node) in ("add", "mul", "elementwise") and one_tensor
+
+
+def limits(node: Node) -> tuple[float, float] | None:
+    """Range that a relu or clip leaves; None where it isn't known before the graph runs."""
+    module = module_of(node)
+    if isinstance(module, nn.Hardtanh):
+        bounds = (module.min_val, module.max_val)
+    elif isinstance(module, nn.ReLU) or kind_of_target(node) == "relu":
+        bounds = (0.0, math.inf)
+    elif node.target is F.relu6:
+        bounds = (0.0, 6.0)
+    elif node.target in (F.hardtanh, F.hardtanh_):
+        bounds = (argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0))
+    elif node.target in (torch.clamp_max, "clamp_max"):
+        bounds = (None, argument(node, 1, "max"))
+    else:
+        bounds = (argument(node, 1, "min"), argument(node, 2, "max"))
+    if any(isinstance(bound, Node | torch.Tensor) for bound in bounds):
+        return None
+    low, high = bounds
+    return (-math.inf if low is None else low, math.inf if high is None else high)
+
+
+def kind_of_target(node: Node) -> str | None:
+    """Kind that the tables give a function or method by its name alone."""
+    table = METHODS if node.op == "call_method" else FUNCTIONS
+    return table.get(node.target)

@@ -12,6 +12,8 @@ from torch import nn
 from fxquant.errors import SettingError
 from fxquant.graph.detectors import DetectorNetwork, is_detector
 from fxquant.graph.fold_batchnorm import fold_batchnorm
+from fxquant.graph.forms.passes import one_form, plain_copy
+from fxquant.graph.forms.rules import Rules, check_rules, rule_leaves
 from fxquant.graph.insert_quantizers import first_and_last_layer, insert_quantizers
 from fxquant.graph.insert_taps import choose_features, insert_bn_taps, insert_feature_taps
 from fxquant.graph.passes import run_passes
@@ -47,16 +49,23 @@ def prepare(
     input_shape: tuple[int, ...],
     *,
     leaves: Collection[type[nn.Module]] = (),
+    rules: Rules | None = None,
 ) -> Prepared:
     """Trace `model` and build its teacher and student; the model itself stays as it was.
 
-    `input_shape` is (channels, height, width). Modules of the classes `leaves` are not looked
-    into. Raises TraceError where nothing of the model can be traced, SettingError where there is
-    nothing to quantize.
+    `input_shape` is (channels, height, width), or a tuple of such shapes for a model of several
+    inputs. Modules of the classes in `leaves` are not looked into. `rules` say of module classes
+    and functions what they do to numbers, and so where quantizers go around them:
+    `docs/architectures.md`. Raises TraceError where the model can't be traced, SettingError
+    where there is nothing to quantize.
     """
+    rules = rules or {}
+    check_rules(rules)
+    model = plain_copy(model)
     model = DetectorNetwork(model) if is_detector(model) else model
-    traced = trace(model, input_shape, leaves=leaves)
+    traced = trace(model, input_shape, leaves=(*leaves, *rule_leaves(rules)))
     teacher = traced.model
+    run_passes(teacher, one_form(rules))
     student = copy.deepcopy(teacher)
     features, ends = choose_features(teacher), first_and_last_layer(teacher)
     tap_features = ("insert_feature_taps", partial(insert_feature_taps, names=features))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fxquant.errors import SettingError, TraceError
-from fxquant.shapes import InputShape, input_shapes
+from fxquant.inputs import Shapes, input_shapes
 
 # A parameter that one of these reads is a layer's weight, whatever module it belongs to.
 _LAYER_FUNCTIONS = {
@@ -45,7 +45,7 @@ class Probes:
     `multiplied` of those that a layer's function reads.
     """
 
-    def __init__(self, model: nn.Module, input_shape: InputShape):
+    def __init__(self, model: nn.Module, input_shape: Shapes):
         self.shapes = input_shapes(input_shape)
         inputs = [probe_input(model, self.shapes, batch) for batch in (2, 1)]
         with _watched(model) as watch:
@@ -127,6 +127,8 @@ def same(left, right) -> bool:
         return _same_tensor(torch.tensor(left), torch.tensor(right))
     if type(left) is not type(right):
         return False
+    if hasattr(left, "__array__"):
+        return left.shape == right.shape and bool((left == right).all())
     if hasattr(left, "__dict__"):
         return same(vars(left), vars(right))
     return bool(left == right)

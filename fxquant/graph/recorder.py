@@ -7,16 +7,16 @@ import operator
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType, FunctionType
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node, Tracer
-from torchvision import ops
 
 from fxquant.graph.aware_builtins import proxy_aware_builtins
 from fxquant.graph.failures import Failure, failure, source_line
 from fxquant.graph.guards import is_guard
+from fxquant.graph.leaves import is_leaf
 from fxquant.graph.proxies import (
     ExampleProxy,
     UnansweredError,
@@ -24,23 +24,14 @@ from fxquant.graph.proxies import (
     map_values,
     proxies_in,
 )
+from fxquant.graph.state import kept_as_is
+from fxquant.graph.structure import describe, hides_weights, is_structure, tidy
 
-_LEAVES = (
-    *(ops.FrozenBatchNorm2d, ops.StochasticDepth, ops.DeformConv2d, ops.MultiScaleRoIAlign),
-    *(ops.RoIAlign, ops.RoIPool, ops.PSRoIAlign, ops.PSRoIPool),
-)
-_CONTAINERS = (
-    *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer),
-    *(nn.TransformerEncoder, nn.TransformerEncoderLayer),
-    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
-)
 # What returns parts of its tensor: taking one of them brings in nothing from outside the graph.
 _SPLITS = {
     *("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "hsplit", "vsplit"),
     *("dsplit", "unsafe_chunk", "unsafe_split"),
 }
-_RANK = {"dim", "ndim", "ndimension"}
-HOST = "fxquant_host"
 
 
 class CalledTwiceError(Exception):
@@ -59,7 +50,8 @@ class Recording:
     their forward can't be recorded, by name; `values` the places where a number was answered from
     the example; `passed` the guards that were taken as passing; `constants` are tensors made
     while recording, which the graph reads as attributes; `augmented` says whether tensors were
-    changed by `+=` or its kin.
+    changed by `+=` or its kin;
+    `bound` are arguments that are constants in the graph.
     """
 
     graph: Graph | None = None
@@ -68,6 +60,11 @@ class Recording:
     passed: set[str] = field(default_factory=set)
     constants: dict[str, Tensor] = field(default_factory=dict)
     augmented: bool = False
+    bound: dict[str, object] = field(default_factory=dict)
+
+    def noted(self) -> tuple[set[str], set[str]]:
+        """Copies of the guards passed and the places of values so far."""
+        return set(self.passed), set(self.values)
 
 
 class Recorder(Tracer):
@@ -100,17 +97,13 @@ class Recorder(Tracer):
         """Record `module` called with these arguments, which the run may change."""
         self._arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         self._names = {id(t): name for name, t in _tensors_of(module)}
-        attributes = [(m, dict(vars(m))) for m in module.modules()]
-        try:
-            with torch.no_grad(), proxy_aware_builtins(module):
-                self.recording.graph = self.trace(module)
-            made = {k: t for t, k in self.tensor_attrs.items() if k not in attributes[0][1]}
-            self.recording.constants = {k: t for k, t in made.items() if k in vars(module)}
-        finally:
-            for submodule, before in attributes:
-                vars(submodule).clear()
-                vars(submodule).update(before)
-        _tidy(self.recording.graph)
+        before = set(vars(module))
+        with torch.no_grad(), kept_as_is(module), proxy_aware_builtins(module):
+            self.recording.graph = self.trace(module)
+            names = {name: tensor for tensor, name in self.tensor_attrs.items()}
+            made = set(names) & set(vars(module)) - before
+            self.recording.constants = {name: names[name] for name in made}
+        tidy(self.recording.graph)
         return self.recording
 
     # What torch.fx asks for while it traces.
@@ -124,7 +117,7 @@ class Recorder(Tracer):
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
-        last, depth = self._last_node(), len(self.module_stack)
+        last, depth, noted = self._last_node(), len(self.module_stack), self.recording.noted()
         try:
             result = super().call_module(m, forward, args, kwargs)
         except CalledTwiceError:
@@ -136,6 +129,7 @@ class Recorder(Tracer):
             if name in self._entered:
                 raise CalledTwiceError(name, reason) from error
             self._erase_after(last)
+            self.recording.passed, self.recording.values = noted
             self.recording.failures[name] = reason
             return super().call_module(m, forward, args, kwargs)
         self._entered.add(name)
@@ -155,7 +149,7 @@ class Recorder(Tracer):
         signature = inspect.signature(self.root.forward)
         nodes = {p.name: self._placeholder(p) for p in signature.parameters.values()}
         values = {
-            name: self._wrap_argument(node, self._arguments[name])
+            name: self._wrap_argument(name, node, self._arguments[name])
             for name, node in nodes.items()
             if name in self._arguments
         }
@@ -167,7 +161,12 @@ class Recorder(Tracer):
         return call, []
 
     def create_arg(self, a):
-        return a.node if type(a) is ExampleProxy else super().create_arg(a)
+        if type(a) is ExampleProxy:
+            return a.node
+        arg = super().create_arg(a)
+        if isinstance(a, Tensor):
+            arg.meta["shape"] = a.shape
+        return arg
 
     def create_proxy(
         self, kind, target, args, kwargs, name=None, type_expr=None, proxy_factory_fn=None
@@ -176,10 +175,10 @@ class Recorder(Tracer):
         if target is torch._assert and example_of(args[0]):
             self.recording.passed.add(source_line(inspect.currentframe()))
             return None
-        if kind == "call_function" and _hides_weights(target, args, kwargs):
+        if kind == "call_function" and hides_weights(target, args, kwargs):
             return target(*args, **kwargs)
         result = self._run(kind, target, args, kwargs)
-        if _is_structure(kind, target, args, kwargs, result):
+        if is_structure(kind, target, args, kwargs, result):
             return result
         constant = kind != "call_module" and all(p.constant for p in proxies_in(args, kwargs))
         node = self.create_node(
@@ -201,7 +200,7 @@ class Recorder(Tracer):
         if proxy.constant:
             return proxy.example
         if not self._may_use_values():
-            raise UnansweredError(question.format(_describe(proxy)))
+            raise UnansweredError(question.format(describe(proxy)))
         self.recording.values.add(source_line(inspect.currentframe()))
         return proxy.example
 
@@ -231,7 +230,7 @@ class Recorder(Tracer):
     def _wrap(self, node: Node, value, constant: bool = False):
         """What a node gives, as proxies; lists, tuples and dicts as such with proxies in them."""
         if isinstance(value, Tensor):
-            node.meta["shape"] = value.shape
+            node.meta["shape"], node.meta["dtype"] = value.shape, value.dtype
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, dict):
@@ -259,12 +258,13 @@ class Recorder(Tracer):
             "placeholder", stars.get(parameter.kind, "") + parameter.name, default, {}
         )
 
-    def _wrap_argument(self, node: Node, value):
+    def _wrap_argument(self, name: str, node: Node, value):
         leaves: list = []
         map_values(leaves.append, value)
         traced = (Tensor,) if self._bind_numbers else (Tensor, int, float)
         if any(isinstance(leaf, traced) and not isinstance(leaf, bool) for leaf in leaves):
             return self._wrap(node, value)
+        self.recording.bound[name] = value
         return value
 
     def _last_node(self) -> Node:
@@ -282,70 +282,5 @@ class Recorder(Tracer):
         self._tensors = {k: p for k, p in self._tensors.items() if p.node not in erased}
 
 
-def is_leaf(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> bool:
-    """Whether a module is recorded as one call."""
-    if isinstance(module, (*leaves, *_LEAVES)) or getattr(module, HOST, False):
-        return True
-    owner = next((base for base in type(module).__mro__ if "forward" in vars(base)), nn.Module)
-    return owner.__module__.startswith("torch.nn.") and owner not in _CONTAINERS
-
-
 def _tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
-
-
-def _hides_weights(target, args: tuple, kwargs: dict) -> bool:
-    """Whether a function of the model's own, kept as one call by `fx.wrap`, is given weights."""
-    if not isinstance(target, FunctionType) or target.__module__.split(".")[0] == "torch":
-        return False
-    return any(isinstance(p.example, nn.Parameter) for p in proxies_in(args, kwargs))
-
-
-def _is_structure(kind: str, target, args: tuple, kwargs: dict, result) -> bool:
-    """Whether a result is no number and comes from none: the same for every input."""
-    if isinstance(result, torch.dtype | torch.layout | str | type):
-        return True
-    name = args[1] if target is getattr else getattr(target, "__name__", target)
-    asked = example_of(args[0]) if args else None
-    if isinstance(asked, Tensor):
-        is_constant = args[0].constant if type(args[0]) is ExampleProxy else True
-        if is_constant and name in ("shape", "size", "numel"):
-            return True
-        says_kind = target is getattr or str(name).startswith("is_")
-        return name in _RANK or (says_kind and isinstance(result, bool))
-    examples = [p.example for p in proxies_in(args, kwargs)]
-    plain = not any(isinstance(e, Tensor | int | float | torch.Size) for e in examples)
-    return isinstance(result, bool) and plain
-
-
-def _describe(proxy: ExampleProxy) -> str:
-    if isinstance(proxy.example, Tensor):
-        return "the values of a tensor"
-    ancestors, queue = set(), [proxy.node]
-    while queue:
-        node = queue.pop()
-        if node not in ancestors:
-            ancestors.add(node)
-            queue += node.all_input_nodes
-    if any(node.target in ("item", "tolist") for node in ancestors):
-        return "the values of a tensor"
-    return "the size of a tensor"
-
-
-def _tidy(graph: Graph) -> None:
-    """Drop questions about structure that nothing reads; the input of a layer comes first."""
-    for node in reversed(graph.nodes):
-        pure = node.target in (operator.getitem, getattr) or node.target in ("size", "dim")
-        number = node.op == "call_function" and getattr(node.target, "__module__", "") in (
-            *("_operator", "math", "builtins"),
-        )
-        is_read = node.users or node.op in ("placeholder", "output")
-        unread = not is_read and node.target is not operator.setitem
-        if unread and (pure or (number and "shape" not in node.meta)):
-            graph.erase_node(node)
-        node.meta.pop("entries", None)
-        if node.op == "call_module" and not node.args and "input" in node.kwargs:
-            rest = dict(node.kwargs)
-            node.args, node.kwargs = (rest.pop("input"),), rest
-        if node.op == "output":
-            node.type = None

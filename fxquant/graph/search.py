@@ -11,8 +11,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fxquant.graph.candidates import AT_THIS_SIZE, RIGHT, WRONG, Candidate, build
 from fxquant.graph.failures import Failure, failure
+from fxquant.graph.leaves import HOST, is_leaf
 from fxquant.graph.probes import Call, Probes, clone
-from fxquant.graph.recorder import HOST, CalledTwiceError, Recorder, Recording, is_leaf
+from fxquant.graph.recorder import CalledTwiceError, Recorder, Recording
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,10 @@ class Search:
         if best is not None and best.verdict == RIGHT:
             self.regions[name] = best
             self._cover_leaves(best, calls)
+            if self._is_used_from_outside(best):
+                self.failures[name] = Failure("", 0, "the code around it calls modules inside it")
+                self._drop_inside([name])
+                self.cover_parts([name])
             return
         self.cover_parts([name])
         if self.hidden(name):
@@ -93,8 +98,7 @@ class Search:
             return
         before = dict(self.regions), dict(self.failures)
         hidden_before = self.hidden(found.name)
-        for name in [n for n in self.regions if any(is_inside(n, outer) for outer in instead_of)]:
-            del self.regions[name]
+        self._drop_inside(instead_of)
         self.regions[found.name] = replace(found, fixed=True)
         leaves = {_join(found.name, n) for n in found.recording.failures}
         self.cover_parts(name for name in leaves if self.hidden(name))
@@ -105,6 +109,17 @@ class Search:
             if not any(is_inside(name, leaf) for leaf in leaves):
                 del self.failures[name]
         self._note(found)
+
+    def _is_used_from_outside(self, region: Candidate) -> bool:
+        """Whether modules inside are called, but neither by the graph nor by what it leaves out."""
+        left = [_join(region.name, n) for n in region.recording.failures]
+        left += [n for n in self._called_by(region) if getattr(self.modules[n], HOST, False)]
+        missed = self.hidden(region.name) & self.probes.called
+        return any(not any(is_inside(n, outer) for outer in left) for n in missed)
+
+    def _drop_inside(self, names: Collection[str]) -> None:
+        for name in [n for n in self.regions if any(is_inside(n, outer) for outer in names)]:
+            del self.regions[name]
 
     def _note(self, region: Candidate) -> None:
         for leaf, why in region.recording.failures.items():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 
 from fxquant.errors import ExportError
 from fxquant.graph.insert_quantizers import layer_name, quantized_layers
 from fxquant.graph.insert_taps import Tap
-from fxquant.graph.ops import kind, module_of
+from fxquant.graph.ops import LIMITS, is_transposed, kind, limits, module_of
 from fxquant.graph.regions import region_of
 from fxquant.quantizer import Quantizer
 
@@ -32,8 +32,9 @@ def snap_biases(student: nn.Module) -> int:
     channel's weights is raised until it does: that changes the output by less than
     fan_in * 1.2e-7 of the bias. A layer called more than once gets a bias for each call, as each
     input has a grid of its own. Layers whose input is no quantizer's value are left alone, with
-    the reason logged. Call it after training; a second call changes nothing. Returns the number
-    of biases that changed. Raises ExportError where a bias or scale is not a finite number.
+    the reason logged, and so are transposed convolutions, which no integer kernel computes. Call
+    it after training; a second call changes nothing. Returns the number of biases that changed.
+    Raises ExportError where a bias or scale is not a finite number.
     """
     layers = [_Layer.of(node) for node in _with_bias_of_their_own(student)]
     layers = [layer for layer in layers if layer is not None]
@@ -98,7 +99,11 @@ class _Layer:
 def _with_bias_of_their_own(student: nn.Module) -> list[Node]:
     """Quantized layers with a bias, which no two of them share from here on."""
     seen: set[int] = set()
-    layers = [node for node in quantized_layers(student) if bias_of(node) is not None]
+    layers = [
+        node
+        for node in quantized_layers(student)
+        if bias_of(node) is not None and adds_integers(node)
+    ]
     for node in layers:
         if id(bias_of(node)) in seen:
             _copy_bias(node)
@@ -140,24 +145,36 @@ def bias_of(layer: Node) -> Tensor | None:
     return getattr(region_of(layer).get_submodule(owner), attribute)
 
 
+def adds_integers(layer: Node) -> bool:
+    """Whether integer kernels add the layer's bias: those of a transposed convolution don't exist.
+
+    Its numbers are multiplied and summed in floating point, and so is its bias added.
+    """
+    return not is_transposed(layer)
+
+
 def input_quantizer(layer: Node) -> Quantizer | None:
-    """The quantizer on whose grid the layer's input is; None where there is none.
+    """The quantizer on whose grid the layer's input is; None where there is none."""
+    return quantizer_of(layer.args[0])
+
+
+def quantizer_of(value: object) -> Quantizer | None:
+    """The quantizer on whose grid a value is; None where there is none.
 
     Ops that only move numbers of one grid, ReLUs and taps are looked through.
     """
-    node = layer.args[0]
-    while isinstance(node, Node):
-        module = module_of(node)
+    while isinstance(value, Node):
+        module = module_of(value)
         if isinstance(module, Quantizer):
             return module
-        if not _keeps_the_grid(node, module) or not node.args:
+        if not _keeps_the_grid(value, module) or not value.args:
             return None
-        node = node.args[0]
+        value = value.args[0]
     return None
 
 
 def _keeps_the_grid(node: Node, module: nn.Module | None) -> bool:
-    if isinstance(module, Tap) or kind(node) in ("move", "relu"):
+    if isinstance(module, Tap) or kind(node) == "move":
         return True
-    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
-    return node.target is F.pad and mode != "constant"
+    # Zero is on every grid.
+    return kind(node) in LIMITS and limits(node) == (0, math.inf)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from fxquant.errors import TraceError
-from fxquant.graph.candidates import Candidate, agrees, in_place, mark_network_input
+from fxquant.graph.candidates import Candidate, agrees, mark_network_input, put_in_place
 from fxquant.graph.failures import Failure
-from fxquant.graph.probes import Call, Probes
+from fxquant.graph.probes import Probes
 from fxquant.graph.search import Search, is_inside
 
 
@@ -89,8 +89,7 @@ def _put_together(search: Search) -> nn.Module:
             else:
                 search.failures[name] = Failure("", 0, "the code around it needs more than a graph")
         search.regions = kept
-    with in_place(search.model, search.modules, search.regions) as whole:
-        return copy.deepcopy(whole)
+    return put_in_place(search.model, search.modules, search.regions)[0]
 
 
 def _fits(search: Search, regions: dict[str, Candidate]) -> bool:
@@ -98,12 +97,12 @@ def _fits(search: Search, regions: dict[str, Candidate]) -> bool:
     if list(regions) == [""]:
         return True  # checked as a region
     fixed = any(region.fixed for region in regions.values())
-    with in_place(search.model, search.modules, regions) as whole:
-        return all(
-            agrees(whole, Call(inputs, {}, expected, other_size))
-            for inputs, expected, other_size in search.probes.runs
-            if not (other_size and fixed)
-        )
+    calls = [call for call in search.probes.root_calls() if not (call.other_size and fixed)]
+    whole, replaced = put_in_place(search.model, search.modules, regions)
+    fits = all(agrees(whole, call) for call in calls)
+    for parent, key, module in replaced:
+        setattr(parent, key, module)
+    return fits
 
 
 def _left_out(search: Search, types: dict[str, str]) -> list[LeftOut]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
-from fxquant.datafree.objective import flatten
 from fxquant.graph.regions import interpreted, value_name
+from fxquant.inputs import flatten
 
 MOST_DB = 200.0
 

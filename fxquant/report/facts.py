@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import replace
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from fxquant import __version__
 from fxquant.graph.regions import value_name
 from fxquant.pipeline import Result
 from fxquant.report.closeness import measure_closeness
-from fxquant.report.layers import describe, layer_nodes
+from fxquant.report.layers import Layer, describe, list_layers
 
 
 def build_report(result: Result) -> dict[str, Any]:
@@ -25,8 +24,9 @@ def build_report(result: Result) -> dict[str, Any]:
     """
     settings = result.settings
     closeness = measure_closeness(result.teacher, result.student, result.images)
-    network = describe(replace(result.prepared, teacher=result.teacher, student=result.student))
-    _measured(network["layers"], result, closeness.layer_sqnr)
+    trained = replace(result.prepared, teacher=result.teacher, student=result.student)
+    layers = list_layers(trained)
+    _add_measured(layers, result, closeness.layer_sqnr)
     return {
         "fxquant": __version__,
         "settings": {
@@ -36,7 +36,7 @@ def build_report(result: Result) -> dict[str, Any]:
             "device": settings.device,
         },
         "machine": describe_machine(),
-        **network,
+        **describe(trained, layers),
         "quality": {
             "images": len(result.images),
             "agreement": closeness.agreement,
@@ -49,14 +49,14 @@ def build_report(result: Result) -> dict[str, Any]:
     }
 
 
-def _measured(rows: list[dict[str, Any]], result: Result, sqnr: dict[str, float]) -> None:
+def _add_measured(layers: list[Layer], result: Result, sqnr: dict[str, float]) -> None:
     """Add to each layer's row what the run measured of it."""
     h = result.importance
     importance = dict(zip(h.layers, h.trace, strict=True)) if h else {}
-    names = [value_name(node) for node in layer_nodes(result.student)]
-    for row, value in zip_longest(rows, names):
-        row["importance"] = importance.get(row["name"])
-        row["sqnr_db"] = sqnr.get(value)
+    for layer in layers:
+        value = None if layer.node is None else value_name(layer.node)
+        layer.row["importance"] = importance.get(layer.row["name"])
+        layer.row["sqnr_db"] = sqnr.get(value)
 
 
 def _importance(result: Result) -> dict[str, Any] | None:

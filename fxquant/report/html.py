@@ -131,6 +131,8 @@ def _attention(report: dict[str, Any]) -> list[tuple[str, str]]:
     kept = report.get("float") or []
     if kept:
         notes.append((f"In floating point: {count(len(kept), 'part')} of the network", "float"))
+    if report.get("fixed_size"):
+        notes.append(("Right at this input size alone", "float"))
     return notes
 
 

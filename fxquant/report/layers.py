@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.nn.modules.conv import _ConvNd
 
-from fxquant.graph.insert_quantizers import (
-    is_activation_quantizer,
-    layer_name,
-    quantized_layers,
-)
+from fxquant.graph.insert_quantizers import is_activation_quantizer, layer_name, quantized_layers
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, count_taps, tap_names
 from fxquant.graph.ops import WEIGHTED, kind, module_of
 from fxquant.graph.prepare import Prepared
+from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import all_nodes, region_of
 from fxquant.graph.snap_biases import input_quantizer
+from fxquant.inputs import Shapes
 from fxquant.quantizer import Quantizer
-from fxquant.report.floating import float_parts
-from fxquant.report.kernels import predict_kernel
+from fxquant.report.floating import float_parts, operation
+from fxquant.report.kernels import INPUT, predict_kernel, predict_product, product_bits
 from fxquant.report.macs import count_macs
+from fxquant.spec import QConfig
 
 FLOAT_BITS = 32
+MATMUL = "matmul"
 
 
-def describe(prepared: Prepared) -> dict[str, Any]:
-    """What quantizing will do to each layer, what stays float and why, size and operations.
+@dataclass(frozen=True)
+class Layer:
+    """What multiplies: a call of a layer, a product of two values, or a module with weights.
 
-    Plain JSON values; docs/report.md lists the keys.
+    `node` is that of the student, None where no graph shows it; `row` are its facts as plain JSON
+    values, whose keys docs/inspect.md lists.
     """
-    layers = layer_rows(prepared)
-    macs = sum(layer["macs"] for layer in layers)
+
+    node: Node | None
+    row: dict[str, Any]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it multiplies numbers of grids."""
+        row = self.row
+        return bool(row["weight_bits"] or (row["kind"] == MATMUL and row["act_bits"]))
+
+
+def describe(prepared: Prepared, layers: Sequence[Layer]) -> dict[str, Any]:
+    """What quantizing does to the whole network: size, operations, what stays float, taps.
+
+    `layers` are those of `list_layers`. Plain JSON values; docs/inspect.md lists the keys.
+    """
+    rows = [layer.row for layer in layers]
+    macs = sum(row["macs"] for row in rows)
     return {
         "model": {
-            "input_shape": list(prepared.input_shape),
+            "input_shape": _plain(prepared.input_shape),
             "parameters": sum(p.numel() for p in prepared.teacher.parameters()),
             "macs": macs,
         },
@@ -44,12 +65,12 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "size": _size(prepared),
         "bitops": {
             "float": macs * FLOAT_BITS**2,
-            "quantized": sum(layer["bitops"] for layer in layers),
+            "quantized": sum(row["bitops"] for row in rows),
         },
-        "layers": layers,
+        "layers": rows,
         "float": float_parts(prepared.student, layers),
         "left_out": [asdict(part) for part in prepared.left_out],
-        "notes": list(prepared.notes),
+        "notes": [*prepared.notes, *_unused_rules(prepared.config, rows)],
         "fixed_size": list(prepared.fixed_size),
         "taps": {
             "batchnorm": count_taps(prepared.teacher, BN_TAPS),
@@ -59,42 +80,61 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def layer_nodes(student: nn.Module) -> list[Node]:
-    """Nodes of a student that compute a convolution or linear layer, in graph order."""
-    return [node for node in all_nodes(student) if kind(node) in WEIGHTED]
-
-
-def layer_rows(prepared: Prepared) -> list[dict[str, Any]]:
-    """One row for each call of a layer in graph order, then one for each layer no graph shows."""
+def list_layers(prepared: Prepared) -> list[Layer]:
+    """Every call of what multiplies, in graph order, then the modules that no graph shows."""
     hidden = {name: part for part in prepared.left_out for name in part.hidden}
     macs = count_macs(prepared.student, prepared.input_shape, hidden)
     quantized = set(quantized_layers(prepared.student))
-    rows = [
-        _row(node, macs[node], quantized=node in quantized)
-        for node in layer_nodes(prepared.student)
+    layers = [
+        Layer(node, _row(node, macs[node], quantized=node in quantized))
+        for node in all_nodes(prepared.student)
+        if kind(node) in WEIGHTED or macs[node] or _holds_weights(node)
     ]
     for name, part in hidden.items():
-        reason = f"inside {part.name or 'the model'}, which could not be traced"
+        reason = f"inside {part.name or part.type}, which could not be traced"
         module = prepared.student.get_submodule(name)
-        rows.append(_hidden_row(name, module, macs[name], reason))
-    return rows
+        layers.append(Layer(None, _hidden_row(name, module, macs[name], reason)))
+    return layers
+
+
+def _holds_weights(node: Node) -> bool:
+    """Whether a node calls a module of an unknown kind that has weights and no nodes of its own."""
+    module = module_of(node)
+    if module is None or kind(node) != "other":
+        return False
+    shown = any(isinstance(inner, GraphModule) for inner in module.modules())
+    ours = isinstance(module, Quantizer)
+    return not (shown or ours) and any(p.dim() > 1 for p in module.parameters())
 
 
 def _row(node: Node, macs: int, *, quantized: bool) -> dict[str, Any]:
-    bits = module_of(node.args[1]).spec.bits if quantized else None
-    source = input_quantizer(node) if quantized else None
-    layer = module_of(node)
     if quantized:
         layer = region_of(node).get_submodule(node.meta["layer"])
-    verdict = predict_kernel(node, quantized=quantized)
-    widths = (bits, source.spec.bits if source else None)
+        weight_bits, source = module_of(node.args[1]).spec.bits, input_quantizer(node)
+        act_bits = source.spec.bits if source else None
+        return _facts(node, layer, macs, (weight_bits, act_bits), predict_kernel(node))
+    bits = product_bits(node) if kind(node) == MATMUL else ()
+    if bits and not node.meta.get("float_reason"):
+        row = _facts(node, None, macs, (None, max(bits)), predict_product(node))
+        return row | {"bitops": macs * math.prod(bits)}
+    reason = float_reason(node) or INPUT
+    return _facts(node, module_of(node), macs, (None, None), reason) | {"float_reason": reason}
+
+
+def _facts(
+    node: Node,
+    layer: nn.Module | None,
+    macs: int,
+    bits: tuple[int | None, int | None],
+    kernel_reason: str | None,
+) -> dict[str, Any]:
     return {
         "name": layer_name(node),
-        "kind": kind(node),
-        **_weights(layer, macs, *widths),
-        "float_reason": node.meta.get("float_reason"),
-        "integer_kernel": verdict is None,
-        "kernel_reason": verdict,
+        "kind": kind(node) if kind(node) in (*WEIGHTED, MATMUL) else operation(node),
+        **_weights(layer, macs, *bits),
+        "float_reason": None,
+        "integer_kernel": kernel_reason is None,
+        "kernel_reason": kernel_reason,
     }
 
 
@@ -103,6 +143,7 @@ def _hidden_row(name: str, layer: nn.Module, macs: int, reason: str) -> dict[str
         "name": name,
         "kind": _kind_of_module(layer),
         **_weights(layer, macs, None, None),
+        "parameters": sum(p.numel() for p in layer.parameters(recurse=False)),
         "float_reason": reason,
         "integer_kernel": False,
         "kernel_reason": reason,
@@ -119,9 +160,10 @@ def _weights(
     layer: nn.Module | None, macs: int, weight_bits: int | None, act_bits: int | None
 ) -> dict[str, Any]:
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    own = [weight, bias] if weight is not None or layer is None else layer.parameters()
     return {
         "weight_shape": [] if weight is None else list(weight.shape),
-        "parameters": sum(p.numel() for p in (weight, bias) if p is not None),
+        "parameters": sum(p.numel() for p in own if p is not None),
         "macs": macs,
         "weight_bits": weight_bits,
         "act_bits": act_bits,
@@ -129,16 +171,16 @@ def _weights(
     }
 
 
-def _summary(layers: list[dict[str, Any]], prepared: Prepared) -> dict[str, Any]:
-    quantized = [layer for layer in layers if layer["weight_bits"]]
-    macs = sum(layer["macs"] for layer in layers)
+def _summary(layers: Sequence[Layer], prepared: Prepared) -> dict[str, Any]:
+    quantized = [layer for layer in layers if layer.quantized]
+    macs = sum(layer.row["macs"] for layer in layers)
     activations = sum(is_activation_quantizer(node) for node in all_nodes(prepared.student))
     return {
         "layers_quantized": len(quantized),
         "layers_float": len(layers) - len(quantized),
-        "layers_integer": sum(layer["integer_kernel"] for layer in layers),
+        "layers_integer": sum(layer.row["integer_kernel"] for layer in layers),
         "activations_quantized": activations,
-        "macs_quantized": sum(layer["macs"] for layer in quantized) / macs if macs else 0.0,
+        "macs_quantized": sum(layer.row["macs"] for layer in quantized) / macs if macs else 0.0,
         "batchnorms_folded": prepared.rewrites["fold_batchnorm"],
     }
 
@@ -161,3 +203,17 @@ def _size(prepared: Prepared) -> dict[str, float]:
 
 def _weight_of(node: Node) -> nn.Parameter:
     return region_of(node).get_submodule(node.meta["layer"]).weight
+
+
+def _unused_rules(config: QConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What to say of layer rules that no layer's name matches."""
+    return [
+        f"layer rule '{rule}' matches the name of no layer"
+        for rule in config.layers
+        if not any(fnmatchcase(row["name"], rule.pattern) for row in rows)
+    ]
+
+
+def _plain(shape: Shapes) -> list:
+    """A shape, or several, as lists."""
+    return [side if isinstance(side, int) else list(side) for side in shape]

@@ -2,94 +2,91 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Interpreter, Node
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.flop_counter import FlopCounterMode
 
-from fxquant.graph.ops import WEIGHTED, kind, module_of
 from fxquant.graph.probes import probe_input
 from fxquant.graph.regions import interpreted
-from fxquant.shapes import InputShape, input_shapes
-
-_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+from fxquant.inputs import Shapes, input_shapes
 
 
 @torch.no_grad()
 def count_macs(
-    model: nn.Module, input_shape: InputShape, hidden: Collection[str] = ()
+    model: nn.Module, input_shape: Shapes, hidden: Collection[str] = ()
 ) -> Counter[Node | str]:
-    """Multiply-accumulates for one image of each layer's node, and of `hidden` layers by name.
+    """Multiply-accumulates for one image: of each node, and by name of modules no graph shows.
 
-    Every call counts: a node of a region that runs once a pyramid level, say, counts them all.
+    What a module does inside is not counted for the node that calls it where it has nodes of its
+    own. Every call counts: a node of a region that runs once a pyramid level counts them all.
     """
-    counts: Counter[Node | str] = Counter()
+    meter = _Meter()
 
     class Counting(Interpreter):
         def run_node(self, n: Node):
-            value = super().run_node(n)
-            if kind(n) in WEIGHTED:
-                args, kwargs = self.fetch_args_kwargs_from_env(n)
-                counts[n] += _macs_of_node(n, args, kwargs, value)
-            return value
+            with meter.measure(n):
+                return super().run_node(n)
 
     inputs = probe_input(model, input_shapes(input_shape), batch=1)
-    with _counting_calls(model, hidden, counts), interpreted(model, Counting):
+    measured = _measuring(model, hidden, meter)
+    with _plain_attention(), meter.counter, measured, interpreted(model, Counting):
         model(*inputs)
-    return counts
-
-
-def is_transposed(node: Node) -> bool:
-    """Whether a layer's node is a transposed convolution."""
-    return node.target in _TRANSPOSED or isinstance(module_of(node), _ConvTransposeNd)
-
-
-def _macs_of_node(node: Node, args: tuple, kwargs: dict, value: Tensor) -> int:
-    x = args[0] if args else kwargs["input"]
-    if node.op == "call_module":
-        weight = module_of(node).weight
-    else:
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
-    return _macs(x, weight, value, transposed=is_transposed(node))
-
-
-def _macs(x: Tensor, weight: Tensor, value: Tensor, *, transposed: bool) -> int:
-    """Each output of a layer reads `weight[0].numel()` numbers.
-
-    Of a transposed convolution, whose weight is (inputs, outputs / groups, ...), each input is
-    multiplied by so many.
-    """
-    return (x if transposed else value).numel() * math.prod(weight.shape[1:])
+    return meter.counts
 
 
 @contextmanager
-def _counting_calls(
-    model: nn.Module, names: Collection[str], counts: Counter[Node | str]
-) -> Iterator[None]:
-    """Count the calls of named modules that no graph shows, while the block runs."""
-
-    def hook(name: str):
-        def count(module: nn.Module, args: tuple, value: object) -> None:
-            if args and isinstance(value, Tensor):
-                transposed = isinstance(module, _ConvTransposeNd)
-                counts[name] += _macs(args[0], module.weight, value, transposed=transposed)
-
-        return count
-
-    modules = {name: model.get_submodule(name) for name in names}
-    handles = [
-        module.register_forward_hook(hook(name))
-        for name, module in modules.items()
-        if isinstance(module, _ConvNd | nn.Linear)
-    ]
+def _plain_attention() -> Iterator[None]:
+    """Let attention be computed by products that the counter knows, not by one fused function."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class _Meter:
+    """Shares out what torch's counter of operations counts; whoever is innermost gets it."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Node | str] = Counter()
+        self.counter = FlopCounterMode(display=False)
+        self._inner = [0]
+
+    @contextmanager
+    def measure(self, key: Node | str) -> Iterator[None]:
+        """What is computed inside the block, but for inner blocks, counts for `key`."""
+        before = self.counter.get_total_flops()
+        self._inner.append(0)
+        yield
+        spent = self.counter.get_total_flops() - before
+        self.counts[key] += (spent - self._inner.pop()) // 2  # a product and a sum are two
+        self._inner[-1] += spent
+
+
+@contextmanager
+def _measuring(model: nn.Module, names: Collection[str], meter: _Meter) -> Iterator[None]:
+    """Measure the calls of named modules while the block runs."""
+    running: list[ExitStack] = []
+
+    def start(name: str):
+        def begin(module: nn.Module, args: tuple) -> None:
+            running.append(ExitStack())
+            running[-1].enter_context(meter.measure(name))
+
+        return begin
+
+    def stop(module: nn.Module, args: tuple, output: object) -> None:
+        running.pop().close()
+
+    with ExitStack() as handles:
+        for name in names:
+            module = model.get_submodule(name)
+            handles.callback(module.register_forward_pre_hook(start(name)).remove)
+            handles.callback(module.register_forward_hook(stop).remove)
+        yield

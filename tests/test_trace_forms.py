@@ -1,0 +1,99 @@
+"""Forms in which ops are written: in place, with norms of one's own, in wrapped functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import wrap
+from torchvision.ops import FrozenBatchNorm2d
+from tracing import Around, images, traced_whole
+
+
+class InPlace(nn.Module):
+    """Changes tensors that other names refer to as well."""
+
+    def __init__(self, aliased: bool):
+        super().__init__()
+        self.conv, self.aliased = nn.Conv2d(3, 3, 1), aliased
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        alias = y
+        y += x if self.aliased else 1
+        y = F.relu_(y) if self.aliased else F.relu(y, inplace=True)
+        return y + alias if self.aliased else y
+
+
+@pytest.mark.parametrize("aliased", [True, False])
+def test_changes_in_place_are_seen_through_other_names(aliased):
+    model = InPlace(aliased)
+    x = images()
+    kept = x.clone()
+    targets = {n.target for n in traced_whole(model).model.graph.nodes}
+    assert torch.equal(x, kept)
+    assert ("iadd" in {getattr(t, "__name__", t) for t in targets}) is aliased
+
+
+class NormAct(nn.BatchNorm2d):
+    """A batch norm with an activation of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            raise ValueError(f"{x.ndim} axes")
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+        return F.relu(x)
+
+
+def test_batch_norms_are_leaves_unless_their_forward_is_the_users():
+    norms = [nn.BatchNorm2d(3), nn.SyncBatchNorm(3), FrozenBatchNorm2d(3), NormAct(3)]
+    graph = traced_whole(nn.Sequential(*norms, nn.Conv2d(3, 3, 1))).model.graph
+    ops = [(n.op, getattr(n.target, "__name__", n.target)) for n in graph.nodes]
+    computed = [op for op in ops if op[0].startswith("call")]
+    assert computed == [
+        *[("call_module", str(i)) for i in range(3)],
+        *[("call_function", "batch_norm"), ("call_function", "relu"), ("call_module", "4")],
+    ]
+
+
+def affine(x: Tensor, weight: Tensor, scale: float) -> Tensor:
+    return F.linear(x, weight) * scale
+
+
+def pooled(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+wrap("affine")
+wrap("pooled")
+
+
+class Wrapped(nn.Module):
+    """Calls functions that fx.wrap keeps as one call, one of them with its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return affine(pooled(x), self.layer.weight, 2.0)
+
+
+def test_wrapped_functions_are_looked_into_where_they_are_given_weights():
+    targets = [n.target for n in traced_whole(Wrapped()).model.graph.nodes]
+    assert targets.count(F.linear) == 1
+    assert targets.count("layer.weight") == 1
+    assert targets.count(pooled) == 1
+
+
+def cropped(x: Tensor) -> Tensor:
+    height = int(max(x.shape[2] * 0.75, 1))
+    return x[:, :, :height].reshape(x.shape[0], -1, height)
+
+
+def test_the_graph_goes_through_torch_export_with_any_batch():
+    model = traced_whole(Around(cropped)).model
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(model, (images(2),), dynamic_shapes=({0: batch},), strict=False)
+    torch.testing.assert_close(exported.module()(images(5)), model(images(5)))
