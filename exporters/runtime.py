@@ -14,30 +14,49 @@ from fxquant.errors import ExportError
 
 _FATAL = 4
 BATCH = 64
+# An optimised graph may be too large for one file even where the model wasn't.
+_WEIGHTS_OUTSIDE = {
+    "session.optimized_model_external_initializers_file_name": "optimized.data",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
 
 
 def make_session(
-    model: str | Path | bytes, *, optimize: bool = True, optimized_to: Path | None = None
+    model: str | Path | bytes,
+    *,
+    optimize: bool = True,
+    optimized_to: Path | None = None,
+    threads: int | None = None,
+    profile_to: Path | None = None,
 ) -> ort.InferenceSession:
-    """Load a file, or the bytes of one, on the CPU; `optimized_to` is where to save its graph.
+    """Load a file, or the bytes of one, on the CPU, on as many threads as torch uses if not told.
 
-    Raises ExportError where ONNX Runtime refuses it.
+    `optimized_to` is where to save what ONNX Runtime makes of the graph, `profile_to` how the name
+    of the file begins that says what each kernel took. Raises ExportError where ONNX Runtime
+    refuses the model.
     """
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     # Threads that wait in a busy loop take the machine from whatever else runs on it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
+        for key, value in _WEIGHTS_OUTSIDE.items():
+            options.add_session_config_entry(key, value)
+    if profile_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     source = model if isinstance(model, bytes) else str(model)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        name = "the model" if isinstance(model, bytes) else f"'{model}'"
-        raise ExportError(f"ONNX Runtime can't load {name}: {error}") from error
+        raise ExportError(f"ONNX Runtime can't load {_name(model)}: {error}") from error
+
+
+def _name(model: str | Path | bytes) -> str:
+    return "the model" if isinstance(model, bytes) else f"'{model}'"
 
 
 Arrays = Tensor | np.ndarray | Sequence[Tensor | np.ndarray]

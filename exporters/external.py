@@ -1,0 +1,97 @@
+"""Writing models, with their weights in a file beside them where they are too large for one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from fxquant.errors import OutputError
+
+# Protobuf ends at 2 GiB; what isn't weights needs some room.
+LARGEST = 2**31 - 2**24
+_SMALLEST_OUTSIDE = 1024
+
+
+def save_model(model: onnx.ModelProto, path: Path, check: Callable[[Path], object]) -> None:
+    """Write `model` to `path`, and its weights to `path`.data where they exceed `LARGEST` bytes.
+
+    `check` gets the path of the finished file before it is moved to its place; whatever it raises,
+    nothing is left and what was there before stays. Weights that move out are taken from `model`.
+    Raises OutputError where the folder can't be written.
+    """
+    data = data_file(path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part") as folder:
+            staged = Path(folder) / path.name
+            _write(model, staged)
+            check(staged)
+            if data_file(staged).exists():
+                os.replace(data_file(staged), data)
+            else:
+                data.unlink(missing_ok=True)
+            os.replace(staged, path)
+    except OSError as error:
+        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights of a model at `path` are if they don't fit into it."""
+    return path.with_name(f"{path.name}.data")
+
+
+def load_model_without_data(path: str | Path) -> onnx.ModelProto:
+    """The model in a file; weights that lie outside stay there."""
+    return onnx.load(path, load_external_data=False)
+
+
+@contextmanager
+def edited_copy(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
+    """A file for the block, of `model`, that was read from `path` without data and then changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        if data_file(path).exists():
+            shutil.copy(data_file(path), folder)
+        copy = Path(folder) / path.name
+        onnx.save(model, copy)
+        yield copy
+
+
+def size_on_disk(path: str | Path) -> int:
+    """Bytes of a model's file and of its external data, if it has any."""
+    path = Path(path)
+    outside = {
+        entry.value
+        for tensor in load_model_without_data(path).graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return os.path.getsize(path) + sum(os.path.getsize(path.parent / name) for name in outside)
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST:
+        with data_file(path).open("wb") as stream:
+            for tensor in model.graph.initializer:
+                if len(tensor.raw_data) >= _SMALLEST_OUTSIDE:
+                    _move_out(tensor, stream)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _move_out(tensor: TensorProto, stream) -> None:
+    where = {
+        "location": Path(stream.name).name,
+        "offset": stream.tell(),
+        "length": len(tensor.raw_data),
+    }
+    stream.write(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in where.items():
+        tensor.external_data.add(key=key, value=str(value))
