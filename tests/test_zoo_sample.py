@@ -24,7 +24,6 @@ SAMPLE = {
     "pytorchcv:densenet40_k12_cifar10": "batch norm before the convolution",
     "pytorchcv:preresnet20_cifar10": "the same in residual blocks",
     "pytorchcv:enet_cityscapes": "transposed convolution, PReLU, unpooling",
-    "pytorchcv:quartznet5x5_en_ls": "1-D convolution, masks, two outputs",
     "pytorchcv:hardnet39ds": "dense links, depthwise convolution",
     "timm:test_resnet": "timm's own batch norm layers",
     "timm:test_vit": "attention, layer norm",
