@@ -12,7 +12,7 @@ from pathlib import Path
 from fxquant.errors import OutputError
 
 # What a killed process leaves behind is told by both.
-_PREFIX, _SUFFIX = ".fxquant-", ".part"
+PREFIX, SUFFIX = ".fxquant-", ".part"
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -24,7 +24,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """
     with _told_as(path):
         handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f"{_PREFIX}{path.name}-", suffix=_SUFFIX
+            dir=path.parent, prefix=f"{PREFIX}{path.name}-", suffix=SUFFIX
         )
         os.close(handle)
     temporary = Path(name)
@@ -52,7 +52,7 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
     Raises OutputError where the folder can't be written.
     """
     with _told_as(folder):
-        place = Path(tempfile.mkdtemp(dir=folder, prefix=_PREFIX, suffix=_SUFFIX))
+        place = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX, suffix=SUFFIX))
     try:
         yield place
         with _told_as(folder):
@@ -66,7 +66,7 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes had not finished writing into `folder`."""
-    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+    for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -75,7 +75,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Whether a file or folder is one that `remove_leftovers` removes."""
-    return path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)
+    return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
 
 
 @contextmanager
