@@ -2,6 +2,6 @@
 
 import os
 
-# ONNX Runtime's official builds tell their maker what is run, and keep an identifier of the machine,
-# unless this is set before it is loaded.
+# ONNX Runtime's official builds tell their maker what is run, and keep an identifier of the
+# machine, unless this is set before it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
