@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from fxquant.errors import ExportError
+from fxquant.files import staged, told_as
 
 # Protobuf ends at 2 GiB; what isn't weights needs some room.
 LARGEST = 2**31 - 2**24
