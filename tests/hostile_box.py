@@ -85,6 +85,7 @@ def _warm_up(folder: Path) -> None:
     import fxquant.exporters.latency  # noqa: F401
     from fxquant.cli.main import run
 
+    torch.set_num_threads(1)  # a fork would wait forever for threads that only its parent has
     torch.save(plain_net(), folder / "plain.pt")
     small = ["--input-shape", "3,8,8", "--recipe", "zeroq", "--preset", "fast"]
     with contextlib.redirect_stderr(io.StringIO()) as error:
