@@ -88,7 +88,10 @@ def parameters_read(gm: GraphModule) -> set[str]:
 
 
 def drop_unread(gm: GraphModule, names: set[str]) -> None:
-    """Remove those of the named tensors that neither a get_attr nor a called module reads."""
+    """Remove those of the named tensors that nothing reads, neither a node nor a called module."""
+    for node in list(gm.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            gm.graph.erase_node(node)
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     for name in names - parameters_read(gm):
         owner, _, attribute = name.rpartition(".")

@@ -1,0 +1,140 @@
+"""Each way of writing a network: only rounding changes, all is quantized, all is exported."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import onnx
+import pytest
+import torch
+from constructs import CONSTRUCTS, build, noise
+from torch import Tensor, nn
+
+from fxquant.calibration import adjust_layers, calibrate
+from fxquant.datafree.importance import measure_importance
+from fxquant.exporters.onnx_qdq import export_onnx
+from fxquant.exporters.parity import check_parity
+from fxquant.graph.forms.passes import one_form
+from fxquant.graph.insert_quantizers import insert_quantizers, layer_name, quantized_layers
+from fxquant.graph.ops import module_of
+from fxquant.graph.passes import run_passes
+from fxquant.graph.prepare import Prepared, prepare
+from fxquant.graph.reasons import float_reason
+from fxquant.graph.regions import all_nodes
+from fxquant.inputs import flatten
+from fxquant.report.closeness import sqnr_db
+from fxquant.spec import QConfig
+
+EIGHT = QConfig(8, 8)
+
+
+def prepared(name: str) -> Prepared:
+    return prepare(build(name), EIGHT, CONSTRUCTS[name].shape)
+
+
+@functools.cache
+def calibrated(name: str) -> Prepared:
+    """A network with its calibrated student; neither may be changed."""
+    p = prepared(name)
+    calibrate(p.student, noise(CONSTRUCTS[name].shape, 64, seed=1))
+    p.student.requires_grad_(False)
+    return p
+
+
+def outputs(model: nn.Module, name: str, count: int = 8) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        return flatten(model(*noise(CONSTRUCTS[name].shape, count, seed=2)))
+
+
+def difference(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
+    """Largest difference, relative to the largest number."""
+    pairs = list(zip(left, right, strict=True))
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_passes_change_nothing_but_the_rounding(name):
+    model = build(name)
+    before = copy.deepcopy(model.state_dict())
+    expected, p = outputs(model, name), prepare(model, EIGHT, CONSTRUCTS[name].shape)
+    assert difference(expected, outputs(p.teacher, name)) < 2e-6
+    assert difference(expected, outputs(p.student, name)) < 2e-6
+    assert difference(expected, outputs(model, name)) == 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_layers_are_quantized_and_what_stays_float_says_why(name):
+    construct, p = CONSTRUCTS[name], prepared(name)
+    layers = quantized_layers(p.student)
+    assert len(layers) == construct.layers
+    assert p.rewrites["fold_batchnorm"] == construct.folded
+    found = {float_reason(node) for node in all_nodes(p.student)} - {None}
+    assert {reason for reason in found if reason.startswith(construct.reasons)} == found
+    assert all(any(r.startswith(start) for r in found) for start in construct.reasons)
+    weights = [module_of(node.args[1]) for node in layers]
+    assert {weight.spec.bits for weight in weights} == {8}
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_a_second_run_of_the_passes_changes_nothing(name):
+    p = prepared(name)
+    before = p.student.code if hasattr(p.student, "code") else None
+    assert insert_quantizers(p.student, EIGHT) == 0
+    assert set(run_passes(p.teacher, one_form({})).values()) == {0}
+    assert before == (p.student.code if hasattr(p.student, "code") else None)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_eight_bits_stay_close(name):
+    p = calibrated(name)
+    for truth, found in zip(outputs(p.teacher, name), outputs(p.student, name), strict=True):
+        noise_energy = float((truth - found).square().sum())
+        assert sqnr_db(float(truth.square().sum()), noise_energy) > 20
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_the_file_computes_the_same_in_integer_kernels(name, tmp_path):
+    construct, p = CONSTRUCTS[name], calibrated(name)
+    path = export_onnx(p.student, tmp_path / "m.onnx", input_shape=construct.shape)
+    parity = check_parity(p.student, path, noise(construct.shape, 16, seed=3))
+    assert parity.passed
+    assert min(parity.unoptimized.sqnr_db, parity.optimized.sqnr_db) > 40
+    assert (parity.convolutions, parity.linears) == (construct.convolutions, construct.linears)
+    integer = parity.convolutions_integer + parity.linears_integer
+    assert integer == construct.convolutions + construct.linears - construct.float_kernels
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_layers_are_adjusted_and_weighed_or_left_alone(name):
+    p, images = calibrated(name), noise(CONSTRUCTS[name].shape, 8, seed=4)
+    student = copy.deepcopy(p.student)
+    adjusted = adjust_layers(p.teacher, student, images)
+    once = [n for n in quantized_layers(student) if _is_called_once(n, student)]
+    assert adjusted == len(once)
+    assert all(torch.isfinite(x).all() for x in outputs(student, name))
+    if len(images) == 1:
+        importance = measure_importance(p.teacher, images[0], probes=2)
+        assert min(importance.trace) >= 0
+        assert set(importance.layers) == {layer_name(n) for n in quantized_layers(student)}
+
+
+def _is_called_once(node, student) -> bool:
+    calls = [module_of(n.args[1]) for n in quantized_layers(student)]
+    return sum(module is module_of(node.args[1]) for module in calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs"),
+    [
+        ("two_inputs", ["image", "facts"], ["input", "maps_0", "maps_1_0"]),
+        ("outputs", ["input"], ["output_0", "output_1_deep", "output_1_relu"]),
+    ],
+)
+def test_inputs_and_outputs_are_named_as_the_model_names_them(tmp_path, name, inputs, outputs):
+    p = calibrated(name)
+    path = export_onnx(p.student, tmp_path / "m.onnx", input_shape=CONSTRUCTS[name].shape)
+    graph = onnx.load(path).graph
+    assert [value.name for value in graph.input] == inputs
+    assert [value.name for value in graph.output] == outputs
