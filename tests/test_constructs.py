@@ -11,12 +11,21 @@ import torch
 from constructs import CONSTRUCTS, build, noise
 from torch import Tensor, nn
 
+import fxquant
 from fxquant.calibration import adjust_layers, calibrate
+from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.importance import measure_importance
+from fxquant.datafree.recipes import find_recipe
+from fxquant.errors import SettingError
 from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.parity import check_parity
 from fxquant.graph.forms.passes import one_form
-from fxquant.graph.insert_quantizers import insert_quantizers, layer_name, quantized_layers
+from fxquant.graph.insert_quantizers import (
+    insert_quantizers,
+    is_activation_quantizer,
+    layer_name,
+    quantized_layers,
+)
 from fxquant.graph.ops import module_of
 from fxquant.graph.passes import run_passes
 from fxquant.graph.prepare import Prepared, prepare
@@ -138,3 +147,55 @@ def test_inputs_and_outputs_are_named_as_the_model_names_them(tmp_path, name, in
     graph = onnx.load(path).graph
     assert [value.name for value in graph.input] == inputs
     assert [value.name for value in graph.output] == outputs
+
+
+def test_recipes_refuse_several_inputs_and_say_what_works():
+    shape = CONSTRUCTS["two_inputs"].shape
+    with pytest.raises(SettingError, match=r"takes 2 inputs \(3,16,16 and 5\).*one") as caught:
+        fxquant.quantize(build("two_inputs"), bits=8, input_shape=shape)
+    assert "fxquant.calibrate(prepared.student, (first, second))" in caught.value.hint
+    with pytest.raises(SettingError, match="takes 2 inputs"):
+        check_recipe(find_recipe("zeroq", "fast"), prepared("two_inputs").teacher, shape)
+
+
+def test_inputs_of_different_lengths_are_refused():
+    image, facts = noise(CONSTRUCTS["two_inputs"].shape, 4)
+    with pytest.raises(SettingError, match=r"the inputs hold \[4, 3\] images"):
+        calibrate(prepared("two_inputs").student, (image, facts[:3]))
+
+
+class Words(nn.Module):
+    """Takes numbers of words, which are no image."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.table(x).mean(1))
+
+
+def test_integer_inputs_are_refused():
+    with pytest.raises(SettingError, match="does not take an input of shape 7"):
+        prepare(Words(), EIGHT, (7,))
+
+
+class Looked(nn.Module):
+    """Looks up a table by numbers that it makes itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.table, self.head = nn.Conv2d(3, 8, 3), nn.Embedding(8, 6), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.table(self.conv(x).mean((2, 3)).argmax(1)))
+
+
+def test_a_table_stays_float_and_what_it_gives_is_quantized():
+    student = prepare(Looked(), EIGHT, (3, 16, 16)).student
+    (node,) = [n for n in student.graph.nodes if isinstance(module_of(n), nn.Embedding)]
+    assert float_reason(node) == "a table that is looked up, not multiplied"
+    (quantizer,) = node.users
+    assert is_activation_quantizer(quantizer)
+    (places,) = [n for n in student.graph.nodes if n.target == "argmax"]
+    assert not any(is_activation_quantizer(user) for user in places.users)
