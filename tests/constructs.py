@@ -335,6 +335,21 @@ class Attention(nn.Module):
         return self.head(x).mean(1)
 
 
+class Einsums(nn.Module):
+    """Attention and layers in Einstein's notation, with axes in several orders."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 6, 16) * 0.3)
+        self.mix, self.head = nn.Parameter(torch.randn(12, 12) * 0.3), nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.einsum("nchw,idw->nchid", x, self.weight).flatten(1, 2)
+        scores = torch.einsum("bthd,bshd->bhts", x * 0.4, x)
+        x = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), x).flatten(2)
+        return self.head(torch.relu(torch.einsum("btc,cd -> btd", x, self.mix))).mean(1)
+
+
 def normalised() -> nn.Module:
     def forward(m, x):
         x = F.relu(m.group(m.conv1(x)))
@@ -708,6 +723,7 @@ CONSTRUCTS: dict[str, Construct] = {
     "arithmetic": Construct(arithmetic, 5, 4, 1, reasons=(ARITHMETIC,)),
     # The exporter finds that two of the products are the same.
     "products": Construct(Products, 5, 0, 8, reasons=(ACTIVATION, ARITHMETIC, DIVIDES)),
+    "einsums": Construct(Einsums, 3, 0, 5, reasons=(DIVIDES,)),
     "attention": Construct(Attention, 8, 0, 12, reasons=(DIVIDES,)),
     "attention_batch_first": Construct(
         lambda: Attention(batch_first=True, bias=False), 8, 0, 12, reasons=(DIVIDES,)

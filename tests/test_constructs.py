@@ -134,6 +134,28 @@ def _is_called_once(node, student) -> bool:
     return sum(module is module_of(node.args[1]) for module in calls) == 1
 
 
+class Sums(nn.Module):
+    """Each sum reads the one before it twice: there are 2^80 ways through."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        for _ in range(80):
+            x = 0.5 * (x.flip(2) + torch.relu(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_graph_is_gone_over_once_however_many_ways_lead_through_it():
+    student = prepare(Sums(), EIGHT, (3, 16, 16)).student
+    # Of a sum of what can't be negative the ReLU does nothing: the value before it is quantized.
+    read = [n.args[0].name for n in student.graph.nodes if is_activation_quantizer(n)]
+    assert len(read) == 83
+    assert not any(name.startswith("relu_") for name in read)
+
+
 @pytest.mark.parametrize(
     ("name", "inputs", "outputs"),
     [

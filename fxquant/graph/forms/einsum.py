@@ -28,7 +28,7 @@ class _Axes:
             return None
         axes = cls(*operands, output)
         once = all(len(set(letters)) == len(letters) for letters in (*operands, output))
-        return axes if once and set(output) == set(axes.kept) else None
+        return axes if once and axes.summed and set(output) == set(axes.kept) else None
 
     @property
     def batch(self) -> str:
