@@ -335,6 +335,23 @@ class Attention(nn.Module):
         return self.head(x).mean(1)
 
 
+class Transformer(nn.Module):
+    """torch's own transformer layers, norms before or after, with queries of its own."""
+
+    def __init__(self):
+        super().__init__()
+        settings = {"dim_feedforward": 16, "batch_first": True}
+        self.embed = nn.Linear(16, 12)
+        layer = nn.TransformerEncoderLayer(12, 3, activation="gelu", **settings)
+        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(12))
+        self.decoder = nn.TransformerDecoderLayer(12, 2, norm_first=True, **settings)
+        self.queries, self.head = nn.Parameter(torch.randn(1, 4, 12)), nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = self.encoder(self.embed(x.flatten(1, 2)))
+        return self.head(self.decoder(self.queries.expand(len(x), -1, -1), memory)).mean(1)
+
+
 class Einsums(nn.Module):
     """Attention and layers in Einstein's notation, with axes in several orders."""
 
@@ -734,6 +751,7 @@ CONSTRUCTS: dict[str, Construct] = {
         float_kernels=4,
         reasons=(DIVIDES, "attention that adds a key and value of its own"),
     ),
+    "transformer": Construct(Transformer, 24, 0, 32, reasons=(ACTIVATION, DIVIDES)),
     "normalised": Construct(normalised, 6, 5, 1, reasons=(DIVIDES,)),
     # Ops that move numbers, and sums of one value's numbers.
     "moves": Construct(moves, 6, 5, 1),

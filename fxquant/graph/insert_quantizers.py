@@ -82,7 +82,7 @@ def is_activation_quantizer(node: Node) -> bool:
 
 def _quantize_activation(gm: GraphModule, node: Node, spec: QSpec) -> None:
     # A value may be called `to` or `half`, which a module's children may not.
-    taken = hasattr(nn.Module, node.name)
+    taken = hasattr(nn.Module(), node.name)
     name = f"{ACTIVATIONS}.{node.name}{'_value' if taken else ''}"
     gm.add_submodule(name, Quantizer(spec))
     with gm.graph.inserting_after(node):
