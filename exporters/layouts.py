@@ -22,6 +22,7 @@ from fxquant.exporters.sink_dequantize import sink_dequantize
 from fxquant.exporters.strip import strip
 from fxquant.exporters.tensor_names import name_tensors
 from fxquant.exporters.tensorrt import center_activations, float_biases, require_tensorrt
+from fxquant.exporters.transpose_weights import transpose_weights
 from fxquant.exporters.unsign_activations import unsign_activations
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ Pass = Callable[[ir.Model], int]
 # Made for ONNX Runtime's integer kernels: weights packed on disk and cast to int8, activations
 # uint8 with an integer clip to the grid of fewer bits.
 RUNTIME: tuple[Pass, ...] = (
+    transpose_weights,
     pool_means,
     unsign_activations,
     fold_clips,
@@ -45,6 +47,7 @@ RUNTIME: tuple[Pass, ...] = (
 
 # What any reader of Q/DQ files understands: ONNX's own types, and a Clip where there is none.
 PORTABLE: tuple[Pass, ...] = (
+    transpose_weights,
     pool_means,
     fold_clips,
     narrow_weights,
@@ -59,6 +62,7 @@ PORTABLE: tuple[Pass, ...] = (
 
 # What TensorRT takes: int8 around zero, float biases.
 TENSORRT: tuple[Pass, ...] = (
+    transpose_weights,
     center_activations,
     float_biases,
     share_scalars,

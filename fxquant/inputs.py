@@ -18,7 +18,7 @@ Inputs = Tensor | Sequence[Tensor]
 def input_shapes(shape: Shapes) -> tuple[Shape, ...]:
     """Shape of each input, without the batch, from that of the only one or a tuple of them."""
     shape = tuple(shape)
-    if shape and not isinstance(shape[0], int):
+    if shape and isinstance(shape[0], tuple | list):
         return tuple(tuple(each) for each in shape)
     return (shape,)
 

@@ -15,6 +15,7 @@ import tomli_w
 from fxquant.datafree.recipe import Recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.errors import SettingError
+from fxquant.inputs import require_one_input
 from fxquant.spec import LayerRule, QConfig
 
 if sys.version_info >= (3, 11):
@@ -47,6 +48,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         shape = self.input_shape
+        require_one_input(shape)
         if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
             raise SettingError(
                 f"input shape is {','.join(map(str, shape)) or 'empty'}; "

@@ -6,6 +6,7 @@ eval mode, the same at each call, its batch norms as training would leave them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -199,7 +200,7 @@ def block_called_twice() -> nn.Module:
     return Net(forward, conv=conv(bias=False), norm=nn.BatchNorm2d(8))
 
 
-def norm_of_a_sum() -> nn.Module:
+def norm_of_concat() -> nn.Module:
     return Net(
         lambda m, x: F.relu(m.norm(torch.cat([m.left(x), m.right(x)], 1))),
         head=16,
@@ -332,6 +333,38 @@ class Attention(nn.Module):
         bias = self.table[self.index].permute(2, 0, 1).unsqueeze(0)
         x = x + self.out(F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2))
         return self.head(x).mean(1)
+
+
+class Transformer(nn.Module):
+    """torch's own transformer layers, norms before or after, with queries of its own."""
+
+    def __init__(self):
+        super().__init__()
+        settings = {"dim_feedforward": 16, "batch_first": True}
+        self.embed = nn.Linear(16, 12)
+        layer = nn.TransformerEncoderLayer(12, 3, activation="gelu", **settings)
+        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(12))
+        self.decoder = nn.TransformerDecoderLayer(12, 2, norm_first=True, **settings)
+        self.queries, self.head = nn.Parameter(torch.randn(1, 4, 12)), nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = self.encoder(self.embed(x.flatten(1, 2)))
+        return self.head(self.decoder(self.queries.expand(len(x), -1, -1), memory)).mean(1)
+
+
+class Einsums(nn.Module):
+    """Attention and layers in Einstein's notation, with axes in several orders."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 6, 16) * 0.3)
+        self.mix, self.head = nn.Parameter(torch.randn(12, 12) * 0.3), nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.einsum("nchw,idw->nchid", x, self.weight).flatten(1, 2)
+        scores = torch.einsum("bthd,bshd->bhts", x * 0.4, x)
+        x = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), x).flatten(2)
+        return self.head(torch.relu(torch.einsum("btc,cd -> btd", x, self.mix))).mean(1)
 
 
 def normalised() -> nn.Module:
@@ -488,10 +521,14 @@ class Functional(nn.Module):
 
 
 def baked() -> nn.Module:
+    """Weights that torch computes at each call, in its old way and in its new one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the old way
+        old = weight_norm(conv())
     net = Net(
         lambda m, x: m.conv3(F.relu(m.conv2(F.relu(m.conv1(x))))),
         conv1=parametrizations.weight_norm(conv()),
-        conv2=weight_norm(conv()),
+        conv2=old,
         conv3=spectral_norm(conv()),
     )
     parametrizations.spectral_norm(net.head)
@@ -642,84 +679,104 @@ def build(name: str) -> nn.Module:
     return _built(CONSTRUCTS[name].build, CONSTRUCTS[name].shape)
 
 
+ACTIVATION = "an activation that integer kernels"
+ARITHMETIC = "arithmetic that integer kernels"
+DIVIDES = "it divides by what it computes"
+NO_LAYER = "its input is not a convolution or linear layer"
+TRANSPOSED = "its weights and its input are quantized"
+
 CONSTRUCTS: dict[str, Construct] = {
-    "norms_1d": Construct(Norms1d, 3, shape=(3, 32)),
-    "norms_3d": Construct(Norms3d, 3, shape=(3, 4, 12, 12)),
-    "sync_norm": Construct(after_conv(lambda: nn.SyncBatchNorm(8)), 3),
-    "frozen_norm": Construct(after_conv(frozen), 3),
-    "functional_norm": Construct(after_conv(lambda: FunctionalNorm(8)), 3),
-    "torch_norm": Construct(after_conv(lambda: TorchNorm(8, nn.ReLU())), 3),
-    "norm_act": Construct(after_conv(lambda: NormAct(8)), 3),
+    # Batch norms.
+    "norms_1d": Construct(Norms1d, 3, 1, 2, folded=2, shape=(3, 32)),
+    "norms_3d": Construct(Norms3d, 3, 2, 1, folded=2, shape=(3, 4, 12, 12)),
+    "sync_norm": Construct(after_conv(lambda: nn.SyncBatchNorm(8)), 3, 2, 1, folded=1),
+    "frozen_norm": Construct(after_conv(frozen), 3, 2, 1, folded=1),
+    "functional_norm": Construct(after_conv(lambda: FunctionalNorm(8)), 3, 2, 1, folded=1),
+    "torch_norm": Construct(after_conv(lambda: TorchNorm(8, nn.ReLU())), 3, 2, 1, folded=1),
+    "norm_act": Construct(after_conv(lambda: NormAct(8)), 3, 2, 1, folded=1),
     "own_statistics": Construct(
-        after_conv(lambda: nn.BatchNorm2d(8, track_running_stats=False)), 3
+        after_conv(lambda: nn.BatchNorm2d(8, track_running_stats=False)),
+        *(3, 2, 1),
+        reasons=("it keeps no running statistics",),
     ),
-    "token_norm": Construct(TokenNorm, 2),
-    "transposed_norms": Construct(transposed_norms, 6),
-    "dense_block": Construct(dense_block, 4),
-    "read_twice": Construct(read_twice, 3),
-    "block_called_twice": Construct(block_called_twice, 4),
-    "norm_of_concat": Construct(norm_of_a_sum, 4),
+    "token_norm": Construct(TokenNorm, 2, 0, 2, reasons=("it takes the second axis",)),
+    "transposed_norms": Construct(
+        transposed_norms, 6, 5, 1, float_kernels=3, folded=3, reasons=(TRANSPOSED,)
+    ),
+    "dense_block": Construct(dense_block, 4, 3, 1, reasons=(NO_LAYER,)),
+    "norm_of_concat": Construct(norm_of_concat, 4, 3, 1, reasons=(NO_LAYER,)),
+    "read_twice": Construct(
+        read_twice, 3, 2, 1, reasons=(ACTIVATION, "the output of conv is also used elsewhere")
+    ),
+    "block_called_twice": Construct(block_called_twice, 4, 3, 1, folded=2),
+    # Activations.
     "relu_forms": Construct(
-        activated(nn.ReLU, F.relu, torch.relu, lambda x: x.relu(), nn.ReLU6, F.relu6), 8
+        activated(nn.ReLU, F.relu, torch.relu, lambda x: x.relu(), nn.ReLU6, F.relu6), 8, 7, 1
     ),
     "clip_forms": Construct(
         activated(
-            lambda x: x.clamp(0, 6),
-            lambda x: torch.clamp(x, min=0),
-            F.hardtanh,
-            nn.Hardtanh,
+            *(lambda x: x.clamp(0, 6), lambda x: torch.clamp(x, min=0), F.hardtanh, nn.Hardtanh),
             lambda x: x.clamp_min(-1),
         ),
-        7,
+        *(7, 6, 1),
     ),
     "smooth": Construct(
         activated(
-            nn.SiLU,
-            F.gelu,
-            nn.Mish,
-            torch.sigmoid,
-            nn.Tanh,
-            F.softplus,
-            nn.Hardswish,
-            F.hardsigmoid,
-            hard_swish,
+            *(nn.SiLU, F.gelu, nn.Mish, torch.sigmoid, nn.Tanh, F.softplus, nn.Hardswish),
+            *(F.hardsigmoid, hard_swish),
         ),
-        11,
+        *(11, 10, 1),
+        reasons=(ACTIVATION, ARITHMETIC),
     ),
     "leaky": Construct(
-        activated(
-            nn.LeakyReLU,
-            nn.PReLU,
-            nn.ELU,
-            F.selu,
-            lambda x: nn.functional.glu(x.repeat(1, 2, 1, 1), 1),
-        ),
-        7,
+        activated(nn.LeakyReLU, nn.PReLU, nn.ELU, F.selu, lambda x: F.glu(x.repeat(1, 2, 1, 1), 1)),
+        *(7, 6, 1),
+        reasons=(ACTIVATION,),
     ),
-    "changed_in_place": Construct(changed_in_place, 5),
-    "view_changed_in_place": Construct(view_changed_in_place, 5),
-    "gates": Construct(gates, 7),
-    "arithmetic": Construct(arithmetic, 5),
-    "products": Construct(Products, 5),
-    "attention": Construct(Attention, 5),
-    "attention_batch_first": Construct(lambda: Attention(batch_first=True, bias=False), 5),
-    "attention_extra_key": Construct(lambda: Attention(add_bias_kv=True), 4),
-    "normalised": Construct(normalised, 6),
-    "moves": Construct(moves, 6),
-    "pads": Construct(pads, 6),
-    "resized": Construct(resized, 6),
-    "unpooled": Construct(unpooled, 5),
-    "picked": Construct(picked, 4),
-    "blur": Construct(lambda: Net(lambda m, x: m.conv(m.blur(x)), blur=Blur(), conv=conv()), 4),
-    "transposed": Construct(Transposed, 5),
-    "sequences": Construct(Sequences, 5),
-    "functional": Construct(Functional, 4),
-    "baked": Construct(baked, 5),
-    "standard": Construct(lambda: Net(lambda m, x: F.relu(m.conv(x)), conv=StandardConv()), 3),
-    "dynamic": Construct(dynamic, 4),
-    "shared": Construct(shared, 6),
-    "dropped": Construct(dropped, 4),
-    "two_inputs": Construct(TwoInputs, 4, shape=(IMAGE, (5,))),
-    "outputs": Construct(Outputs, 3),
-    "unknown_tuple": Construct(UnknownTuple, 3),
+    "changed_in_place": Construct(changed_in_place, 5, 4, 1, reasons=(ACTIVATION,)),
+    "view_changed_in_place": Construct(view_changed_in_place, 5, 4, 1),
+    # Arithmetic and products.
+    "gates": Construct(gates, 7, 5, 2, reasons=(ACTIVATION,)),
+    "arithmetic": Construct(arithmetic, 5, 4, 1, reasons=(ARITHMETIC,)),
+    # The exporter finds that two of the products are the same.
+    "products": Construct(Products, 5, 0, 8, reasons=(ACTIVATION, ARITHMETIC, DIVIDES)),
+    "einsums": Construct(Einsums, 3, 0, 5, reasons=(DIVIDES,)),
+    "attention": Construct(Attention, 8, 0, 12, reasons=(DIVIDES,)),
+    "attention_batch_first": Construct(
+        lambda: Attention(batch_first=True, bias=False), 8, 0, 12, reasons=(DIVIDES,)
+    ),
+    "attention_extra_key": Construct(
+        lambda: Attention(add_bias_kv=True),
+        *(4, 0, 10),
+        float_kernels=4,
+        reasons=(DIVIDES, "attention that adds a key and value of its own"),
+    ),
+    "transformer": Construct(Transformer, 24, 0, 32, reasons=(ACTIVATION, DIVIDES)),
+    "normalised": Construct(normalised, 6, 5, 1, reasons=(DIVIDES,)),
+    # Ops that move numbers, and sums of one value's numbers.
+    "moves": Construct(moves, 6, 5, 1),
+    "pads": Construct(pads, 6, 5, 1),
+    "resized": Construct(resized, 6, 5, 1),
+    "unpooled": Construct(unpooled, 5, 4, 1, reasons=(ARITHMETIC,)),
+    "picked": Construct(picked, 4, 3, 1, reasons=(ACTIVATION,)),
+    "blur": Construct(
+        lambda: Net(lambda m, x: m.conv(m.blur(x)), blur=Blur(), conv=conv()), 4, 3, 1
+    ),
+    # Layers.
+    "transposed": Construct(Transposed, 5, 5, 0, float_kernels=4, reasons=(TRANSPOSED,)),
+    "sequences": Construct(Sequences, 5, 2, 3, reasons=(ACTIVATION,)),
+    "functional": Construct(Functional, 4, 2, 2, float_kernels=1, folded=1, reasons=(TRANSPOSED,)),
+    "baked": Construct(baked, 5, 4, 1),
+    "standardised": Construct(
+        lambda: Net(lambda m, x: F.relu(m.conv(x)), conv=StandardConv()), 3, 2, 1
+    ),
+    "dynamic": Construct(
+        dynamic, 4, 3, 2, float_kernels=2, reasons=(NO_LAYER, "its weight is computed while")
+    ),
+    "shared": Construct(shared, 6, 5, 1, float_kernels=1, reasons=(TRANSPOSED,)),
+    "dropped": Construct(dropped, 4, 3, 1, folded=1),
+    # Inputs and outputs.
+    "two_inputs": Construct(TwoInputs, 4, 2, 2, shape=(IMAGE, (5,))),
+    "outputs": Construct(Outputs, 3, 2, 1),
+    "unknown_tuple": Construct(UnknownTuple, 3, 1, 2, reasons=("a recurrent layer",)),
 }

@@ -12,6 +12,7 @@ from fxquant.datafree.objective import flatten
 from fxquant.datafree.recipe import HELD_BACK, Recipe
 from fxquant.errors import DivergenceError, ModelLoadError, SettingError
 from fxquant.graph.insert_taps import BN_TAPS, count_taps, record, tap_names
+from fxquant.inputs import require_one_input
 from fxquant.memory import memory_bytes
 from fxquant.quantizer import Quantizer
 
@@ -24,6 +25,7 @@ def check_recipe(recipe: Recipe, teacher: nn.Module, image_shape: tuple[int, ...
 
     Raises ModelLoadError where nothing can: the teacher holds or computes what is no number.
     """
+    require_one_input(image_shape)
     if recipe.sampler.kind == "generator" and len(image_shape) != 3:
         raise SettingError(
             f"recipe '{recipe.name}' generates images (channels, height, width), and the model's "

@@ -81,7 +81,9 @@ def is_activation_quantizer(node: Node) -> bool:
 
 
 def _quantize_activation(gm: GraphModule, node: Node, spec: QSpec) -> None:
-    name = f"{ACTIVATIONS}.{node.name}"
+    # A value may be called `to` or `half`, which a module's children may not.
+    taken = hasattr(nn.Module(), node.name)
+    name = f"{ACTIVATIONS}.{node.name}{'_value' if taken else ''}"
     gm.add_submodule(name, Quantizer(spec))
     with gm.graph.inserting_after(node):
         quantized = gm.graph.call_module(name, (node,))

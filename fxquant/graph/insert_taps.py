@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.ops import kind, module_of, tensor_inputs
+from fxquant.graph.ops import KIND, kind, module_of, tensor_inputs
 from fxquant.graph.regions import all_nodes, qualify, regions, value_name
 
 BN_TAPS = "bn_taps"
@@ -106,7 +106,8 @@ def _insert(gm: GraphModule, group: str, name: str, source: Node, key: str) -> N
     gm.add_submodule(target, Tap(group, name))
     with gm.graph.inserting_after(source):
         node = gm.graph.call_module(target, (source,))
-    node.meta.update(shape=source.meta.get("shape"), tapped=name)
+    kept = {key: source.meta[key] for key in ("shape", "dtype") if key in source.meta}
+    node.meta.update(kept, tapped=name, **{KIND: "move"})
     return node
 
 

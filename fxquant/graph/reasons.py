@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.fx import Node
 
-from fxquant.graph.ops import WEIGHTED, is_tensor, is_transposed, kind, module_of
+from fxquant.graph.ops import WEIGHTED, is_real, is_transposed, kind, module_of
 
 TRANSPOSED = (
     "its weights and its input are quantized, but ONNX Runtime has no integer kernel for "
@@ -36,12 +36,12 @@ def float_reason(node: Node) -> str | None:
     if kind(node) in WEIGHTED:
         return TRANSPOSED if is_transposed(node) else None
     module = module_of(node)
-    if not _gives_tensors(node) or type(module).__module__.startswith("fxquant."):
+    if not _gives_numbers(node) or type(module).__module__.startswith("fxquant."):
         return None
     known = (reason for classes, reason in _MODULES if isinstance(module, classes))
     return next(known, _KINDS.get(kind(node)))
 
 
-def _gives_tensors(node: Node) -> bool:
-    """Whether a tensor, or a structure of them, comes out, and not a size or a number."""
-    return is_tensor(node) or any(is_tensor(user) and kind(user) == "entry" for user in node.users)
+def _gives_numbers(node: Node) -> bool:
+    """Whether real numbers come out, and not a size, truth values or places of numbers."""
+    return is_real(node) or any(is_real(user) and kind(user) == "entry" for user in node.users)

@@ -19,6 +19,8 @@ class MultiheadAttention(nn.Module):
         super().__init__()
         self.num_heads, self.head_dim = original.num_heads, original.head_dim
         self.batch_first = original.batch_first
+        # torch's transformer layers read these, and take no short cut then past their modules.
+        self.in_proj_bias, self._qkv_same_embed_dim = None, False
         width = original.embed_dim
         if original.in_proj_weight is None:
             weights = (original.q_proj_weight, original.k_proj_weight, original.v_proj_weight)
@@ -87,18 +89,15 @@ def replace_attention(model: nn.Module) -> int:
     """Replace each `nn.MultiheadAttention` inside `model` by linear layers; the number replaced.
 
     Left as they are: one that adds a key and value of its own (`add_bias_kv`, `add_zero_attn`),
-    subclasses, and those in torch's transformer layers, which read their insides.
+    subclasses, and those with hooks.
     """
     made: dict[int, nn.Module] = {}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if _can_be_replaced(child) and not isinstance(parent, _READ_THEIR_INSIDES):
+            if _can_be_replaced(child):
                 made.setdefault(id(child), MultiheadAttention(child))
                 setattr(parent, name, made[id(child)])
     return len(made)
-
-
-_READ_THEIR_INSIDES = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 def _can_be_replaced(module: nn.Module) -> bool:

@@ -47,7 +47,7 @@ def _returns_its_input(node: Node, module: nn.Module) -> bool:
     Torch's own modules are in the tables; this is for those that others write.
     """
     source = first_input(node)
-    known = kind(node) != "other" or type(module).__module__.startswith("torch.")
+    known = kind(node) != "other" or type(module).__module__.startswith(("torch.", "fxquant."))
     if known or not is_real(source) or len(node.all_input_nodes) > 1 or node.kwargs:
         return False
     if any(True for _ in (*module.parameters(), *module.buffers())):

@@ -111,7 +111,7 @@ def _is_the_same(module: nn.Module, layer: nn.Module, values: dict) -> bool:
 
 def _name(attribute: str, base: type) -> str:
     """`qkv` for `qkv_weight`; `linear` or `conv` where the weight has no name but that."""
-    name = attribute.removesuffix("weight").rstrip("_")
+    name = attribute.removesuffix("_folded").removesuffix("weight").rstrip("_")
     return name or ("linear" if base is nn.Linear else "conv")
 
 

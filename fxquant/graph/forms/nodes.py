@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from fxquant.graph.ops import KIND
+from fxquant.graph.ops import KIND, tensor_of
 
 # What a node that takes another one's place takes over from it, beside shape and type.
 _KEPT = ("nn_module_stack", "stack_trace", KIND)
@@ -52,16 +52,34 @@ def replace(node: Node, new: Node) -> None:
 
 
 def call_owned(gm: GraphModule, node: Node, module: nn.Module, tensor_path: str, name: str) -> str:
-    """Let `node` be a call of `module` on its first argument, stored beside a tensor it owns.
+    """Let `node` be a call of `module` on its first argument, stored where its weight is.
 
-    The module is called `name`, or that with a number, next to the tensor at `tensor_path`;
-    returns its full name.
+    `tensor_path` names that weight. Its owner is replaced where it owns nothing else that is
+    read, so that the layer keeps the name that it had; otherwise the module goes into it as
+    `name`, or that with a number. Returns the module's full name.
     """
-    owner, _, _ = tensor_path.rpartition(".")
-    target = free_name(gm, f"{owner}.{name}" if owner else name)
-    gm.add_submodule(target, module)
+    owner, _, attribute = tensor_path.rpartition(".")
+    if owner and attribute.startswith("weight") and _owns_nothing_else(gm, owner, module):
+        target = owner
+        gm.set_submodule(owner, module)
+    else:
+        target = free_name(gm, f"{owner}.{name}" if owner else name)
+        gm.add_submodule(target, module)
     replace_by_module(gm, node, target)
     return target
+
+
+def _owns_nothing_else(gm: GraphModule, owner: str, module: nn.Module) -> bool:
+    """Whether of a module no tensors are read but those of `module`, and nothing is called."""
+    own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    read = {
+        id(tensor_of(node))
+        for node in gm.graph.nodes
+        if node.op == "get_attr" and node.users and str(node.target).startswith(f"{owner}.")
+    }
+    inside = any(name == owner or name.startswith(f"{owner}.") for name in called)
+    return not inside and read <= own
 
 
 def replace_by_module(gm: GraphModule, node: Node, target: str) -> None:
@@ -88,7 +106,10 @@ def parameters_read(gm: GraphModule) -> set[str]:
 
 
 def drop_unread(gm: GraphModule, names: set[str]) -> None:
-    """Remove those of the named tensors that neither a get_attr nor a called module reads."""
+    """Remove those of the named tensors that nothing reads, neither a node nor a called module."""
+    for node in list(gm.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            gm.graph.erase_node(node)
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     for name in names - parameters_read(gm):
         owner, _, attribute = name.rpartition(".")

@@ -10,6 +10,7 @@ from fxquant.graph.forms.attention import replace_attention
 from fxquant.graph.forms.batchnorms import own_batchnorms
 from fxquant.graph.forms.constants import fold_constants
 from fxquant.graph.forms.dead_code import drop_dead_code
+from fxquant.graph.forms.einsum import matmul_einsums
 from fxquant.graph.forms.identities import drop_identities
 from fxquant.graph.forms.layers import own_layers
 from fxquant.graph.forms.out_of_place import out_of_place
@@ -34,6 +35,7 @@ def one_form(rules: Rules) -> list[tuple[str, Pass]]:
         ("drop_identities", drop_identities),
         ("out_of_place", out_of_place),
         ("drop_dead_code", drop_dead_code),
+        ("matmul_einsums", matmul_einsums),
         ("fold_constants", fold_constants),
         ("decompose_attention", decompose_attention),
         ("own_batchnorms", own_batchnorms),
