@@ -58,7 +58,7 @@ WIDTHS: tuple[Option, ...] = (
 NETWORK: tuple[Option, ...] = (
     click.option(
         "--arch",
-        help="Architecture of a state dict: torchvision:NAME, pytorchcv:NAME or "
+        help="Architecture of a state dict: torchvision:NAME, pytorchcv:NAME, timm:NAME or "
         "package.module:callable.",
     ),
     click.option(

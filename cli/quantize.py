@@ -13,7 +13,7 @@ from fxquant.cli.options import CHANNEL_VALUES, CONFIG, LAYOUT, NETWORK, NMS, OP
 @click.argument("model")
 @takes(*WIDTHS, *NETWORK)
 @click.option("--recipe", help="Method: ddaq or zeroq.  [default: ddaq]")
-@click.option("--preset", help="fast, default or paper.  [default: default]")
+@click.option("--preset", help="fast, default, best or paper.  [default: default]")
 @click.option("--no-finetune", is_flag=True, help="Only calibrate; leave the weights untrained.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--seed", type=click.IntRange(0), help="Seed of all randomness.  [default: 0]")
@@ -45,7 +45,7 @@ def quantize(model: str, **options) -> int:
     """Quantize MODEL without data and export it.
 
     MODEL is a .pt file with a whole module, a .pt or .safetensors state dict with --arch, or
-    torchvision:NAME or pytorchcv:NAME.
+    torchvision:NAME, pytorchcv:NAME or timm:NAME.
     """
     from fxquant.cli.quantize_job import run_job
 

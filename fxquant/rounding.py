@@ -18,20 +18,41 @@ DAMPING = 0.01
 BLOCK = 128
 # A gigabyte of float32.
 MOST_PATCH_VALUES = 1 << 28
+# Inputs of a layer that are weighed against each other, 512 channels of 3 x 3: a square of so many
+# doubles is 170 MB, and rounding holds a handful of them.
+MOST_INPUTS = 4608
 
 
-def input_curvature(layer: Node, x: Tensor, weight: Tensor) -> Tensor:
+def round_layer(layer: Node, x: Tensor, weight: Tensor, quantizer: Quantizer) -> Tensor:
+    """Grid values for the weight of a layer that reads `x`, with little change of its output.
+
+    Arguments are those of `input_curvature`. A layer of more than MOST_INPUTS inputs per output is
+    rounded part by part, each as if the others were exact.
+    """
+    groups = 1 if layer.target is F.linear else layer.args[6]
+    rows = weight.reshape(groups, weight.shape[0] // groups, -1)
+    rounded = []
+    for start in range(0, rows.shape[2], MOST_INPUTS):
+        part = slice(start, start + MOST_INPUTS)
+        curvature = input_curvature(layer, x, weight, part)
+        rounded.append(round_weights(rows[:, :, part], curvature, quantizer))
+    return torch.cat(rounded, 2).reshape(weight.shape)
+
+
+def input_curvature(layer: Node, x: Tensor, weight: Tensor, part: slice = slice(None)) -> Tensor:
     """E[u u^T] of the inputs u that each output of a layer reads, (groups, k, k), k = fan-in.
+
+    Of those inputs, in the order of the weight's, `part` counts alone.
 
     `layer` is a call of F.linear or F.conv2d with (x, weight, bias, stride, padding, dilation,
     groups); `x` its input, (n, channels, height, width) or (n, ..., features).
     """
     if layer.target is F.linear:
-        rows = x.reshape(1, -1, x.shape[-1]).double()
+        rows = x.reshape(1, -1, x.shape[-1])[:, :, part].double()
         return rows.transpose(1, 2) @ rows / rows.shape[1]
     total, count = 0, 0
-    for part in x.split(_images_at_once(x, weight)):
-        columns = _patches(layer, part, weight)
+    for images in x.split(_images_at_once(x, weight)):
+        columns = _patches(layer, images, weight)[:, part]
         total = total + (columns @ columns.transpose(1, 2)).double()
         count += columns.shape[2]
     return total / count

@@ -57,10 +57,13 @@ PHASES = {
         "importance": 1,
         "polish": 4,
         "calibration": 1,
+        "reconstruction": 8,
         "fine-tuning": 4,
         "choice": 1,
     },
-    "ddaq without fine-tuning": {"warm-up": 3, "importance": 1, "polish": 4, "calibration": 1},
+    "ddaq without fine-tuning": {
+        **{"warm-up": 3, "importance": 1, "polish": 4, "calibration": 1, "reconstruction": 8},
+    },
     "paper": {"warm-up": 3, "importance": 1, "calibration": 1, "fine-tuning": 4},
     "paper without fine-tuning": {
         **{"warm-up": 3, "importance": 1, "calibration": 1, "adversarial": 2, "recalibration": 1},
@@ -116,9 +119,9 @@ def test_the_losses_of_a_step_add_up_to_its_total():
 def test_images_are_held_back_from_calibration_and_training(name, used, apart, monkeypatch):
     seen = []
 
-    def calibrate_and_tell(student: nn.Module, images: Tensor) -> None:
+    def calibrate_and_tell(student: nn.Module, images: Tensor, **options) -> None:
         seen.append(images)
-        calibrate(student, images)
+        calibrate(student, images, **options)
 
     monkeypatch.setattr(engine_module, "calibrate", calibrate_and_tell)
     engine = make(RECIPES[name])
@@ -128,6 +131,22 @@ def test_images_are_held_back_from_calibration_and_training(name, used, apart, m
     kept = images if engine.replay is None else torch.cat([images, engine.replay.images])
     distances = (kept[:, None] - engine.held_back[None]).flatten(2).abs().amax(2)
     assert distances.min() > 1e-3
+
+
+def test_ranges_are_those_of_the_recipes_estimator():
+    scales = []
+    for ranges in ("search", "min-max"):
+        schedule = replace(RECIPES["zeroq"].schedule, ranges=ranges)
+        engine = make(replace(RECIPES["zeroq"], schedule=schedule))
+        engine.run()
+        scales += [torch.stack([q.scale for q in activation_quantizers(engine.student)])]
+    assert (scales[0] <= scales[1] * (1 + 1e-6)).all()
+    assert (scales[0] < scales[1]).any()
+
+
+def activation_quantizers(student: nn.Module) -> list[Quantizer]:
+    quantizers = [m for m in student.modules() if isinstance(m, Quantizer)]
+    return [q for q in quantizers if q.spec.channel_axis is None]
 
 
 def test_polishing_brings_images_closer_to_the_statistics():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import nets
 import pytest
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.graph.regions import REGION
-from fxquant.graph.trace import LeftOut, trace
+from fxquant.graph.trace import trace
 from fxquant.report.layers import describe, list_layers
 from fxquant.report.macs import count_macs
 from fxquant.spec import LayerRule, QConfig
@@ -114,30 +112,37 @@ def test_a_float_layer_lowers_the_share_and_keeps_its_size():
     assert told["size"]["weights_bytes"] == other / 2 + 4 * (kept + 8 + 16 + 32 + 10)
 
 
-def test_hidden_layers_count_as_float():
-    prepared = prepare(nets.ALL["plain"](), QConfig(), SHAPE)
-    # As if the graph did not show the second linear layer, which is a region of its own here.
-    hidden = LeftOut("classifier", "Sequential", "net.py", 7, "it loops", ("classifier.3",))
-    student = prepared.student
-    for node in list(student.graph.nodes):
-        if node.meta.get("layer") == "classifier.3":
-            with student.graph.inserting_before(node):
-                call = student.graph.call_module("classifier.3", (node.args[0],))
-            node.replace_all_uses_with(call)
-            student.graph.erase_node(node)
-    student.recompile()
-    prepared = replace(prepared, left_out=(hidden,))
+class ByBatch(nn.Module):
+    """Depends on the batch, so that no graph of it is right, and multiplies by its own weights."""
+
+    def __init__(self, *inner: nn.Module):
+        super().__init__()
+        self.weight, self.inner = nn.Parameter(torch.ones(8, 8, 1, 1)), nn.ModuleList(inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.inner:
+            x = module(x)
+        return F.conv2d(x, self.weight) * sum(1 for _ in x.unbind(0))
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_hidden_layers_count_as_float(inner):
+    odd = ByBatch(ByBatch()) if inner else ByBatch()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), odd, nn.Conv2d(8, 4, 1))
+    prepared = prepare(model.eval(), QConfig(), SHAPE)
+    hidden = {name for part in prepared.left_out for name in part.hidden}
+    assert hidden == ({"1", "1.inner.0"} if inner else {"1"})
     layers = list_layers(prepared)
-    last = layers[-1]
-    assert last.node is None
-    assert last.row["macs"] == last.row["weight_shape"][0] * 32 == 320
-    assert not last.row["integer_kernel"]
+    assert len(layers) == 2 + len(hidden)
+    first, last, own = 256 * 8 * 27, 256 * 32, 256 * 64
     told = describe(prepared, layers)
-    assert told["summary"]["layers_float"] >= 1
-    assert told["summary"]["macs_quantized"] < 1
-    reason = "inside classifier, which could not be traced"
-    assert {"name": "classifier.3", "what": "linear", "reason": reason} in told["float"]
-    assert told["left_out"][0]["hidden"] == ("classifier.3",)
+    assert told["model"]["macs"] == first + last + len(hidden) * own
+    assert told["summary"]["layers_float"] == len(hidden)
+    share = (first + last) / told["model"]["macs"]
+    assert told["summary"]["macs_quantized"] == pytest.approx(share)
+    assert told["size"]["weights_bytes"] == (8 * 27 + 32) / 2 + 4 * (12 + 64 * len(hidden))
+    assert {part["name"] for part in told["float"]} == hidden
+    assert all("which could not be traced" in part["reason"] for part in told["float"])
 
 
 class Attention(nn.Module):

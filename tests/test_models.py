@@ -427,7 +427,8 @@ def test_state_dict_without_arch_says_what_arch_takes(tmp_path):
     error = error_of(tmp_path / "net.pt")
     assert "state dict" in error.message
     assert "features.init_block.conv.weight" in error.message
-    for form in ("--arch", "torchvision:NAME", "pytorchcv:NAME", "package.module:callable"):
+    forms = ("torchvision:NAME", "pytorchcv:NAME", "timm:NAME", "package.module:callable")
+    for form in ("--arch", *forms):
         assert form in error.hint
 
 

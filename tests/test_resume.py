@@ -60,6 +60,8 @@ def uninterrupted():
         ("ddaq", "polish", 1),
         ("ddaq", "polish", 2),  # the first batch is finished, the second not begun
         ("ddaq", "calibration", 1),
+        ("ddaq", "reconstruction", 1),
+        ("ddaq", "reconstruction", 2),  # the first unit is finished, the second not begun
         ("ddaq", "fine-tuning", 3),
         ("paper", "importance", 1),
         ("paper", "fine-tuning", 1),

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxquant import rounding
 from fxquant.quantizer import Quantizer
-from fxquant.rounding import BLOCK, input_curvature, round_weights
+from fxquant.rounding import BLOCK, input_curvature, round_layer, round_weights
 from fxquant.spec import QSpec
 
 
@@ -129,3 +130,15 @@ def test_inputs_that_are_always_zero_leave_the_nearest_values(dead):
         assert torch.equal(found[:, 4], quantizer(weight)[:, 4])
     else:
         assert torch.equal(found[2:4], quantizer(weight)[2:4])
+
+
+def test_a_wide_layer_is_rounded_in_parts(monkeypatch):
+    x, weight = noise(4, 6, 8, 9), noise(6, 3, 3, 3, seed=1)
+    node = layer_node(F.conv2d, (1, 1), (1, 1), (1, 1), 2)
+    quantizer = weight_quantizer(weight)
+    monkeypatch.setattr(rounding, "MOST_INPUTS", 20)
+    found = round_layer(node, x, weight, quantizer)
+    h, rows = input_curvature(node, x, weight), weight.reshape(2, 3, 27)
+    for part in (slice(0, 20), slice(20, 27)):
+        alone = round_weights(rows[:, :, part], h[:, part, part], quantizer)
+        assert torch.equal(found.reshape(2, 3, 27)[:, :, part], alone)

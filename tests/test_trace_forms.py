@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import wrap
 from torchvision.ops import FrozenBatchNorm2d
-from tracing import Around, images, traced_whole
+from tracing import SHAPE, Around, images, region_names, traced_whole
+
+from fxquant.graph.trace import trace
 
 
 class InPlace(nn.Module):
@@ -97,3 +99,39 @@ def test_the_graph_goes_through_torch_export_with_any_batch():
     batch = torch.export.Dim("batch")
     exported = torch.export.export(model, (images(2),), dynamic_shapes=({0: batch},), strict=False)
     torch.testing.assert_close(exported.module()(images(5)), model(images(5)))
+
+
+def counted(x: Tensor) -> Tensor:
+    parts = x.chunk(2, 1)
+    for i in range(len(parts)):
+        x = x + parts[i].mean() / len(x)
+    return x
+
+
+wrap("len")
+
+
+def test_lengths_are_known_where_wrap_has_made_len_a_call():
+    assert traced_whole(Around(counted)).notes == ()
+
+
+def test_an_argument_that_only_some_calls_give_is_not_bound_to_its_default():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor, flip: bool = False) -> Tensor:
+            return self.conv(-x if flip else x)
+
+    class Twice(nn.Module):
+        fxquant_host = True
+
+        def __init__(self):
+            super().__init__()
+            self.scaled = Scaled()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scaled(x) + self.scaled(x, True)
+
+    assert region_names(trace(Twice(), SHAPE).model) == ["scaled.conv"]

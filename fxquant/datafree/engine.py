@@ -21,6 +21,7 @@ from fxquant.datafree.losses import relative_mse
 from fxquant.datafree.objective import Objective, flatten
 from fxquant.datafree.optimizer import set_learning_rates, student_optimizer
 from fxquant.datafree.recipe import HELD_BACK, Recipe, Sampler, Term
+from fxquant.datafree.reconstruct import Reconstructor
 from fxquant.datafree.samplers import (
     SAMPLERS,
     GeneratorSampler,
@@ -29,12 +30,13 @@ from fxquant.datafree.samplers import (
     cosine,
 )
 from fxquant.datafree.watcher import SilentWatcher, Watcher
+from fxquant.ranges import ESTIMATORS
 
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 20
 # Share of the calibrated student's error on images held back that the fine-tuned may have left.
-WORTH_TUNING = 0.8
+WORTH_TUNING = 0.9
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ class Engine:
             else None
         )
         self.float_weights = copy.deepcopy(self.student.state_dict())
+        self.reconstructor = Reconstructor(
+            self.teacher, self.student, recipe.reconstruction, self.float_weights, self.rng
+        )
         self.optimizer = student_optimizer(self.student)
         self.history = History()
         self.importance: Importance | None = None
@@ -138,6 +143,7 @@ class Engine:
             Phase("calibration", 1, self._calibrate),
             Phase("adversarial", adversarial, self._adversarial),
             Phase("recalibration", int(adversarial > 0), self._calibrate),
+            Phase("reconstruction", self.reconstructor.total, self._reconstruct),
             Phase("fine-tuning", schedule.steps, self._fine_tune),
             Phase("choice", int(fine_tunes and schedule.keep_closer), self._keep_the_closer),
         ]
@@ -173,7 +179,11 @@ class Engine:
         schedule = self.recipe.schedule
         self.student.load_state_dict(self.float_weights)
         images = self._kept_images(max(schedule.calibration_images, schedule.replay))
-        calibrate(self.student, images[: schedule.calibration_images])
+        calibrate(
+            self.student,
+            images[: schedule.calibration_images],
+            estimator=ESTIMATORS[schedule.ranges],
+        )
         if schedule.round_weights or schedule.correct_biases:
             adjust_layers(
                 self.teacher,
@@ -182,10 +192,9 @@ class Engine:
                 weights=schedule.round_weights,
                 biases=schedule.correct_biases,
             )
-        if schedule.steps:
-            self.calibrated = copy.deepcopy(self.student.state_dict())
-            if self.replay is not None:
-                self.replay.add(images[: schedule.replay])
+        self.reconstructor.begin(images)
+        if self.replay is not None:
+            self.replay.add(images[: schedule.replay])
 
     def _kept_images(self, count: int) -> Tensor:
         """Images to calibrate and train on; others are held back.
@@ -200,6 +209,9 @@ class Engine:
         self.held_back = images[len(images) - apart :]
         return images[: len(images) - apart][:count]
 
+    def _reconstruct(self, step: int) -> None:
+        self.history.add("reconstruction", self.reconstructor.step(step))
+
     def _adversarial(self, step: int) -> None:
         """The sampler against a student that stays as it was calibrated."""
         self._sampler_step("adversarial", self.recipe.sample_terms, 0.1)
@@ -208,6 +220,7 @@ class Engine:
         """Algorithm 1 of the paper: a sampler step where one is due, then a student step."""
         schedule = self.recipe.schedule
         if step == 0:
+            self.calibrated = copy.deepcopy(self.student.state_dict())
             set_learning_rates(self.optimizer, self.student, schedule)
         rate = cosine(step, schedule.steps)
         if step % schedule.sampler_every == 0:
@@ -288,6 +301,7 @@ class Engine:
             "history": self.history.state_dict(),
             "importance": self.importance and vars(self.importance),
             "held_back": self.held_back,
+            "reconstructor": self.reconstructor.state_dict(),
             "calibrated": self.calibrated,
             "kept": self.kept,
             "seconds": self.seconds,
@@ -305,6 +319,7 @@ class Engine:
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
         self.history.load_state_dict(state["history"])
+        self.reconstructor.load_state_dict(state["reconstructor"], self.step)
         self.calibrated, self.kept = state["calibrated"], state["kept"]
         if state["importance"]:
             self.importance = Importance(**state["importance"])

@@ -37,7 +37,8 @@ class History:
                 step = len(self.curves.get(name, ())) + 1
                 raise DivergenceError(
                     f"training diverged: {name} is {number} at step {step}",
-                    "lower the learning rates (sampler.lr, schedule.student_lr) in recipe.toml",
+                    "lower the learning rates (sampler.lr, schedule.student_lr, "
+                    "reconstruction.rounding_lr) in recipe.toml",
                 )
             self.curves.setdefault(name, []).append(number)
         return dict(zip(names, numbers, strict=True))

@@ -76,6 +76,13 @@ def _file_of(value) -> str:
     return value.__module__ or "" if _isinstance(value, FunctionType | type) else ""
 
 
+def real_function(function: Callable) -> Callable:
+    """What a function that knows proxies stands for, where `fx.wrap` has picked it up."""
+    known = {_aware_len: _len, _aware_isinstance: _isinstance}
+    is_known = _isinstance(function, FunctionType) and function in known
+    return known[function] if is_known else getattr(function, "proxied", function)
+
+
 def _aware_isinstance(value, classes) -> bool:
     if type(value) is not ExampleProxy:
         return _isinstance(value, classes)
@@ -99,13 +106,14 @@ def _recording(function: Callable) -> Callable:
             return function(*args, **kwargs)
         return proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
 
+    recorded.proxied = function
     return recorded
 
 
 def _recording_numbers(function: Callable) -> Callable:
     recorded = _recording(function)
 
-    @wraps(function)
+    @wraps(recorded)
     def of_numbers(*args, **kwargs):
         numbers = all(_isinstance(p.example, int | float) for p in proxies_in(args))
         return recorded(*args, **kwargs) if numbers and not kwargs else function(*args, **kwargs)

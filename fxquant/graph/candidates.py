@@ -88,12 +88,12 @@ def _holds_modules(value) -> bool:
 def _fits_bound(module: nn.Module, recording: Recording, calls: Iterable[Call]) -> bool:
     """Whether all calls give the arguments that are constants in the graph the same values."""
     signature = inspect.signature(module.forward)
-    given = [signature.bind(*call.args, **call.kwargs).arguments for call in calls]
-    return all(
-        same(arguments.get(name, signature.parameters[name].default), value)
-        for arguments in given
-        for name, value in recording.bound.items()
-    )
+    for call in calls:
+        given = signature.bind(*call.args, **call.kwargs)
+        given.apply_defaults()
+        if not all(same(given.arguments[name], v) for name, v in recording.bound.items()):
+            return False
+    return True
 
 
 def _judge(graph: GraphModule, calls: Iterable[Call]) -> str:

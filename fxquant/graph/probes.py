@@ -23,8 +23,13 @@ _LAYER_FUNCTIONS = {
 }
 # Largest difference between a graph and the model, relative to the largest output.
 _TOLERANCE = 1e-4
-# Larger images of unlike sides, then of like ones, then scaled: what is tried as another size.
-_OTHER_SIZES = ((32, 64), (32, 32))
+# What is tried as another size, in this order: height and width from those of the first.
+_OTHER_SIZES = (
+    lambda height, width: (height + 32, width + 64),
+    lambda height, width: (height + 32, width + 32),
+    lambda height, width: (height * 3 // 2, width * 3 // 2),
+    lambda height, width: (height * 2, width * 2),
+)
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,8 @@ def _first_run(model: nn.Module, inputs: tuple, shapes: tuple):
 
 def _at_another_size(model: nn.Module, shapes: tuple) -> list:
     """A run on images of another height and width; none where the model refuses them."""
-    for height, width in (*_OTHER_SIZES, (None, None)):
-        other = tuple(_resized(shape, height, width) for shape in shapes)
+    for change in _OTHER_SIZES:
+        other = tuple(_resized(shape, change) for shape in shapes)
         if other == shapes:
             return []
         inputs = probe_input(model, other, 1)
@@ -174,13 +179,12 @@ def _at_another_size(model: nn.Module, shapes: tuple) -> list:
     return []
 
 
-def _resized(shape: tuple[int, ...], height: int | None, width: int | None) -> tuple[int, ...]:
+def _resized(shape: tuple[int, ...], change: Callable) -> tuple[int, ...]:
     if len(shape) < 2:
         return shape
-    added = [height, width] if len(shape) > 2 else [height]
-    kept, spatial = shape[: -len(added)], shape[-len(added) :]
-    sizes = [s + s // 2 if a is None else s + a for s, a in zip(spatial, added, strict=True)]
-    return (*kept, *sizes)
+    if len(shape) == 2:
+        return (shape[0], change(shape[1], shape[1])[0])
+    return (*shape[:-2], *change(*shape[-2:]))
 
 
 def _keeper(calls: list[Call], other_size: bool):

@@ -7,6 +7,7 @@ of what depends on no input, to a guard, and in modules that the recorder traces
 
 from __future__ import annotations
 
+import copy
 import dis
 import inspect
 import math
@@ -143,12 +144,20 @@ def map_values(function: Callable, value):
     if _isinstance(value, tuple | list):
         return type(value)([map_values(function, entry) for entry in value])
     if _isinstance(value, dict):
-        entries = {key: map_values(function, entry) for key, entry in value.items()}
-        return entries if type(value) is dict else type(value)(entries)
+        return refilled(value, {key: map_values(function, v) for key, v in value.items()})
     if type(value) is slice:
         parts = (value.start, value.stop, value.step)
         return slice(*(map_values(function, part) for part in parts))
     return function(value)
+
+
+def refilled(value: dict, entries: dict) -> dict:
+    """A dict of the type of `value` with these entries under its keys."""
+    if type(value) is dict:
+        return entries
+    copied = copy.copy(value)
+    copied.update(entries)
+    return copied
 
 
 def proxies_in(*values) -> list[ExampleProxy]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node, Tracer
 
-from fxquant.graph.aware_builtins import proxy_aware_builtins
+from fxquant.graph.aware_builtins import proxy_aware_builtins, real_function
 from fxquant.graph.failures import Failure, failure, source_line
 from fxquant.graph.guards import is_guard
 from fxquant.graph.leaves import is_leaf
@@ -23,10 +23,12 @@ from fxquant.graph.proxies import (
     example_of,
     map_values,
     proxies_in,
+    refilled,
 )
 from fxquant.graph.state import kept_as_is
 from fxquant.graph.structure import describe, hides_weights, is_structure, tidy
 
+_LEN = len  # the real one, while the builtin knows proxies
 # What returns parts of its tensor: taking one of them brings in nothing from outside the graph.
 _SPLITS = {
     *("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "hsplit", "vsplit"),
@@ -50,8 +52,7 @@ class Recording:
     their forward can't be recorded, by name; `values` the places where a number was answered from
     the example; `passed` the guards that were taken as passing; `constants` are tensors made
     while recording, which the graph reads as attributes; `augmented` says whether tensors were
-    changed by `+=` or its kin;
-    `bound` are arguments that are constants in the graph.
+    changed by `+=` or its kin; `bound` are the arguments that are constants in the graph.
     """
 
     graph: Graph | None = None
@@ -95,7 +96,11 @@ class Recorder(Tracer):
 
     def record(self, module: nn.Module, args: tuple, kwargs: dict) -> Recording:
         """Record `module` called with these arguments, which the run may change."""
-        self._arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        given = inspect.signature(module.forward).bind(*args, **kwargs)
+        self._arguments = dict(given.arguments)
+        given.apply_defaults()
+        names = given.arguments.keys() - self._arguments.keys()
+        self.recording.bound = {name: given.arguments[name] for name in names}
         self._names = {id(t): name for name, t in _tensors_of(module)}
         before = set(vars(module))
         with torch.no_grad(), kept_as_is(module), proxy_aware_builtins(module):
@@ -165,14 +170,15 @@ class Recorder(Tracer):
             return a.node
         arg = super().create_arg(a)
         if isinstance(a, Tensor):
-            arg.meta["shape"] = a.shape
+            _describe_tensor(arg, a)
         return arg
 
     def create_proxy(
         self, kind, target, args, kwargs, name=None, type_expr=None, proxy_factory_fn=None
     ):
         """Record an op, run it on the examples, and return what it gives as proxies."""
-        if target is torch._assert and example_of(args[0]):
+        target = real_function(target)
+        if target is torch._assert:
             self.recording.passed.add(source_line(inspect.currentframe()))
             return None
         if kind == "call_function" and hides_weights(target, args, kwargs):
@@ -181,6 +187,7 @@ class Recorder(Tracer):
         if is_structure(kind, target, args, kwargs, result):
             return result
         constant = kind != "call_module" and all(p.constant for p in proxies_in(args, kwargs))
+        constant = constant or (target is _LEN and type(args[0]) is not ExampleProxy)
         node = self.create_node(
             kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr
         )
@@ -190,7 +197,7 @@ class Recorder(Tracer):
 
     def answer_bool(self, proxy: ExampleProxy, frame: FrameType) -> bool:
         """The truth of a traced value, where a guard asks, or where it is the same for all."""
-        if not proxy.constant and not self._may_use_values() and is_guard(frame):
+        if not proxy.constant and is_guard(frame):
             self.recording.passed.add(source_line(frame))
             return bool(proxy.example)
         return bool(self.answer_number(proxy, "branches on {}"))
@@ -230,12 +237,12 @@ class Recorder(Tracer):
     def _wrap(self, node: Node, value, constant: bool = False):
         """What a node gives, as proxies; lists, tuples and dicts as such with proxies in them."""
         if isinstance(value, Tensor):
-            node.meta["shape"], node.meta["dtype"] = value.shape, value.dtype
+            _describe_tensor(node, value)
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, dict):
             entries = {key: self._entry(node, key, v, constant) for key, v in value.items()}
-            return entries if type(value) is dict else type(value)(entries)
+            return refilled(value, entries)
         if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
             entries = [self._entry(node, i, v, constant) for i, v in enumerate(value)]
             return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
@@ -280,6 +287,10 @@ class Recorder(Tracer):
             if node in erased:
                 self.graph.erase_node(node)
         self._tensors = {k: p for k, p in self._tensors.items() if p.node not in erased}
+
+
+def _describe_tensor(node: Node, value: Tensor) -> None:
+    node.meta["shape"], node.meta["dtype"] = value.shape, value.dtype
 
 
 def _tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:

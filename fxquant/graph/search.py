@@ -51,7 +51,7 @@ class Search:
         if best is not None and best.verdict == RIGHT:
             self.regions[name] = best
             self._cover_leaves(best, calls)
-            if self._is_used_from_outside(best):
+            if self._is_used_from_outside(self.regions[name]):
                 self.failures[name] = Failure("", 0, "the code around it calls modules inside it")
                 self._drop_inside([name])
                 self.cover_parts([name])
@@ -99,7 +99,8 @@ class Search:
         before = dict(self.regions), dict(self.failures)
         hidden_before = self.hidden(found.name)
         self._drop_inside(instead_of)
-        self.regions[found.name] = replace(found, fixed=True)
+        fixed = found.verdict == AT_THIS_SIZE or bool(found.recording.values)
+        self.regions[found.name] = replace(found, fixed=fixed)
         leaves = {_join(found.name, n) for n in found.recording.failures}
         self.cover_parts(name for name in leaves if self.hidden(name))
         if len(self.hidden(found.name)) >= len(hidden_before):
@@ -236,6 +237,7 @@ def _has_numbers(call: Call) -> bool:
         value = values.pop()
         if isinstance(value, int | float) and not isinstance(value, bool):
             return True
+        values += value.values() if isinstance(value, dict) else ()
         values += value if isinstance(value, tuple | list) else ()
     return False
 

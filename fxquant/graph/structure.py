@@ -39,6 +39,7 @@ def is_structure(kind: str, target, args: tuple, kwargs: dict, result) -> bool:
 
 
 def describe(proxy: ExampleProxy) -> str:
+    """What a traced value is, in a person's words."""
     if isinstance(proxy.example, Tensor):
         return "the values of a tensor"
     ancestors, queue = set(), [proxy.node]

@@ -15,7 +15,7 @@ from fxquant.models.wording import did_you_mean, first_few, reason_of
 
 _EXPECTED = (
     "expected a .pt or .pth file of torch.save, or a .safetensors state dict, or one of "
-    "torchvision:NAME, pytorchcv:NAME, package.module:callable"
+    "torchvision:NAME, pytorchcv:NAME, timm:NAME, package.module:callable"
 )
 _ZIP = b"PK\x03\x04"
 # pickle protocol 2 and the magic number that opens a file of torch.save before 1.6

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
+from fxquant.graph.insert_taps import Tap
 from fxquant.graph.ops import LIMITS, first_input, is_transposed, kind, module_of, tensor_inputs
 from fxquant.graph.reasons import TRANSPOSED
 from fxquant.graph.snap_biases import input_quantizer, quantizer_of
@@ -19,6 +20,7 @@ from fxquant.quantizer import Quantizer
 
 INPUT = "its input is not quantized"
 OUTPUT = "its output is read in floating point"
+VECTOR = "its input is a single vector, not a batch"
 EINSUM = "ONNX Runtime has no integer kernel for einsum"
 
 # Functions of one value for which ONNX Runtime has integer kernels.
@@ -32,10 +34,49 @@ def predict_kernel(node: Node) -> str | None:
     """Why a quantized layer will not run in an integer kernel; None where it will."""
     if is_transposed(node):
         return TRANSPOSED
-    if input_quantizer(node) is None:
+    if input_quantizer(node) is None or _is_changed_in_place(node.args[0]):
         return INPUT
-    # A kernel for a linear layer can write floats, one for a convolution writes integers alone.
-    return OUTPUT if kind(node) == "conv" and not _is_quantized_at_once(node) else None
+    if kind(node) == "conv":
+        # Its kernel writes integers alone; that of a linear layer can write floats.
+        return None if _is_quantized_at_once(node) else OUTPUT
+    rank = len(node.args[0].meta.get("shape", (1, 1)))
+    if rank == 1:
+        return VECTOR
+    return OUTPUT if rank == 2 and _is_limited_alone(node) else None
+
+
+def _is_limited_alone(node: Node) -> bool:
+    """Whether a layer's value goes to a ReLU or clip, and that one's to a single op, in float.
+
+    ONNX Runtime looks for the quantizer behind such a ReLU; where there is none, it leaves the
+    layer before it alone as well.
+    """
+    users = [user for user in _readers(node) if user.op != "output"]
+    if len(users) != 1 or kind(users[0]) not in LIMITS:
+        return False
+    after = _readers(users[0])
+    return (
+        len(after) == 1
+        and after[0].op != "output"
+        and not isinstance(module_of(after[0]), Quantizer)
+    )
+
+
+def _readers(node: Node) -> list[Node]:
+    """What reads a value, taps looked through."""
+    found: list[Node] = []
+    for user in node.users:
+        found += _readers(user) if isinstance(module_of(user), Tap) else [user]
+    return found
+
+
+def _is_changed_in_place(value: Node) -> bool:
+    """Whether a part of the value is changed through a view of it."""
+    return any(
+        (user.op == "call_method" and user.target.endswith("_"))
+        or (kind(user) == "move" and _is_changed_in_place(user))
+        for user in value.users
+    )
 
 
 def predict_product(node: Node) -> str | None:

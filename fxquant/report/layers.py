@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,6 +20,7 @@ from fxquant.graph.prepare import Prepared
 from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import all_nodes, region_of
 from fxquant.graph.snap_biases import input_quantizer
+from fxquant.graph.trace import LeftOut
 from fxquant.inputs import Shapes
 from fxquant.quantizer import Quantizer
 from fxquant.report.floating import float_parts, operation
@@ -85,26 +87,27 @@ def list_layers(prepared: Prepared) -> list[Layer]:
     hidden = {name: part for part in prepared.left_out for name in part.hidden}
     macs = count_macs(prepared.student, prepared.input_shape, hidden)
     quantized = set(quantized_layers(prepared.student))
-    layers = [
-        Layer(node, _row(node, macs[node], quantized=node in quantized))
-        for node in all_nodes(prepared.student)
-        if kind(node) in WEIGHTED or macs[node] or _holds_weights(node)
-    ]
-    for name, part in hidden.items():
-        reason = f"inside {part.name or part.type}, which could not be traced"
-        module = prepared.student.get_submodule(name)
-        layers.append(Layer(None, _hidden_row(name, module, macs[name], reason)))
-    return layers
+    layers: dict[Node | str, Layer] = {}
+    for node in all_nodes(prepared.student):
+        name = layer_name(node)
+        if node.op == "call_module" and name in hidden:
+            layers.setdefault(name, Layer(node, _hidden_row(name, prepared, hidden, macs)))
+        elif kind(node) in WEIGHTED or macs[node] or _holds_weights(node, hidden):
+            layers[node] = Layer(node, _row(node, macs[node], quantized=node in quantized))
+    for name in hidden:
+        layers.setdefault(name, Layer(None, _hidden_row(name, prepared, hidden, macs)))
+    return list(layers.values())
 
 
-def _holds_weights(node: Node) -> bool:
-    """Whether a node calls a module of an unknown kind that has weights and no nodes of its own."""
+def _holds_weights(node: Node, hidden: Collection[str]) -> bool:
+    """Whether a node calls a module with weights that neither nodes nor `hidden` modules show."""
     module = module_of(node)
-    if module is None or kind(node) != "other":
+    if module is None or kind(node) != "other" or isinstance(module, Quantizer):
         return False
+    inside = f"{layer_name(node)}."
     shown = any(isinstance(inner, GraphModule) for inner in module.modules())
-    ours = isinstance(module, Quantizer)
-    return not (shown or ours) and any(p.dim() > 1 for p in module.parameters())
+    shown = shown or any(name.startswith(inside) for name in hidden)
+    return not shown and any(p.dim() > 1 for p in module.parameters())
 
 
 def _row(node: Node, macs: int, *, quantized: bool) -> dict[str, Any]:
@@ -138,11 +141,16 @@ def _facts(
     }
 
 
-def _hidden_row(name: str, layer: nn.Module, macs: int, reason: str) -> dict[str, Any]:
+def _hidden_row(
+    name: str, prepared: Prepared, hidden: dict[str, LeftOut], macs: Counter[Node | str]
+) -> dict[str, Any]:
+    """Facts about a module with weights that no graph shows."""
+    layer, part = prepared.student.get_submodule(name), hidden[name]
+    reason = f"inside {part.name or part.type}, which could not be traced"
     return {
         "name": name,
         "kind": _kind_of_module(layer),
-        **_weights(layer, macs, None, None),
+        **_weights(layer, macs[name], None, None),
         "parameters": sum(p.numel() for p in layer.parameters(recurse=False)),
         "float_reason": reason,
         "integer_kernel": False,
