@@ -13,7 +13,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from fxquant.errors import ExportError, OutputError
+from fxquant.errors import ExportError
+from fxquant.files import PREFIX, SUFFIX, told_as
 
 # Protobuf ends at 2 GiB; what isn't weights needs some room.
 LARGEST = 2**31 - 2**24
@@ -28,20 +29,18 @@ def save_model(model: onnx.ModelProto, path: Path, check: Callable[[Path], objec
     Raises OutputError where the folder can't be written.
     """
     data = data_file(path)
-    try:
-        with tempfile.TemporaryDirectory(
-            dir=path.parent, prefix=".fxquant-", suffix=".part"
-        ) as folder:
-            staged = Path(folder) / path.name
-            _write(model, staged)
-            check(staged)
-            if data_file(staged).exists():
-                os.replace(data_file(staged), data)
-            else:
-                data.unlink(missing_ok=True)
-            os.replace(staged, path)
-    except OSError as error:
-        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+    with (
+        told_as(path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=PREFIX, suffix=SUFFIX) as folder,
+    ):
+        staged = Path(folder) / path.name
+        _write(model, staged)
+        check(staged)
+        if data_file(staged).exists():
+            os.replace(data_file(staged), data)
+        else:
+            data.unlink(missing_ok=True)
+        os.replace(staged, path)
 
 
 def data_file(path: Path) -> Path:

@@ -22,14 +22,14 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     failure the temporary file is removed and `path` is as it was. Raises OutputError where the
     folder can't be written.
     """
-    with _told_as(path):
+    with told_as(path):
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f"{PREFIX}{path.name}-", suffix=SUFFIX
         )
         os.close(handle)
     temporary = Path(name)
     try:
-        with _told_as(path):
+        with told_as(path):
             write(temporary)
             temporary.chmod(0o666 & ~_umask())
             _sync(temporary)
@@ -51,11 +51,11 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
     Where it fails none does. That last one is there only while all are: an old one goes first.
     Raises OutputError where the folder can't be written.
     """
-    with _told_as(folder):
+    with told_as(folder):
         place = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX, suffix=SUFFIX))
     try:
-        yield place
-        with _told_as(folder):
+        with told_as(folder):
+            yield place
             (folder / last).unlink(missing_ok=True)
             for path in sorted(place.iterdir(), key=lambda path: (path.name == last, path.name)):
                 os.replace(path, folder / path.name)
@@ -79,7 +79,7 @@ def is_leftover(path: Path) -> bool:
 
 
 @contextmanager
-def _told_as(path: Path) -> Iterator[None]:
+def told_as(path: Path) -> Iterator[None]:
     """Let errors of the operating system in the block be told as OutputError."""
     try:
         yield
