@@ -129,6 +129,9 @@ def _run(order: dict[str, Any]) -> None:
         )
         os.dup2(place, 1)
         os.dup2(place, 2)
+        # What runs in the background of a script is started without them.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         for name in order["ignore"]:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         if order["file_bytes"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import os
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -184,6 +185,13 @@ CASES = {
     "a tensor's hook": changed(_hook_tensor, "has hooks"),
     "a hook that is a function": Case(
         saved({"hooks": Reduced(exec, CODE), "net": plain_net()}), "builtins.exec"
+    ),
+    "a lambda as a hook": instructions(
+        b"c__main__\n<lambda>\nctorch.nn.modules.container\nSequential\n)\x81\x86.",
+        r"__main__\.<lambda>",
+    ),
+    "a command in a layer's state": changed(
+        set_attribute("0.extra", Reduced(os.system, f"touch {MARK}")), "posix.system"
     ),
     "a parameter that is text": changed(
         lambda net: net[0]._parameters.update(weight="text"), "'weight' of '0' is a str"

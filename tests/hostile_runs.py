@@ -13,21 +13,12 @@ from hostile_pickles import MARK
 from model_files import Reduced
 from torch import nn
 
+from fxquant.cli.quantize import quantize
 from fxquant.cli.quantize_job import make_settings
 from fxquant.models.load import load_model
 from fxquant.run_folder import CHECKPOINT, LOCK, LOG, RECIPE, REPORT, RunFolder, model_hash
 
-OPTIONS = {
-    **dict.fromkeys(["config_file", "bits", "weight_bits", "act_bits", "sum_bits", "seed"]),
-    **dict.fromkeys(["first_last_bits", "preset", "device"]),
-    **{
-        "layers": (),
-        "input_shape": (3, 8, 8),
-        "recipe": "zeroq",
-        "no_finetune": False,
-        "symmetric": False,
-    },
-}
+ARGUMENTS = ["plain.pt", "--input-shape", "3,8,8", "--recipe", "zeroq", "--output", "out"]
 
 
 def begun(spoil: Callable[[Path], object], says: str) -> Case:
@@ -37,11 +28,11 @@ def begun(spoil: Callable[[Path], object], says: str) -> Case:
         torch.save(plain_net(), folder / "plain.pt")
         loaded = load_model("plain.pt")
         facts = {"name": loaded.name, "source": loaded.source, "sha256": model_hash(loaded.module)}
-        with RunFolder(folder / "out", make_settings(loaded, OPTIONS), facts):
+        options = quantize.make_context("quantize", list(ARGUMENTS)).params
+        with RunFolder(folder / "out", make_settings(loaded, options), facts):
             pass
         spoil(folder / "out")
-        shape = ["--input-shape", "3,8,8", "--recipe", "zeroq"]
-        return ["plain.pt", *shape, "--output", "out"]
+        return ARGUMENTS
 
     return Case(make, says)
 

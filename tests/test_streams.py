@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -173,8 +172,3 @@ def test_the_log_rotates_and_survives_a_full_disk(tmp_path, monkeypatch):
     (tmp_path / "full.log").symlink_to("/dev/full")
     with log_to(tmp_path / "full.log"):
         logger.info("nobody will read this")
-
-
-def test_json_is_the_report(finished, folder):
-    done = shell("--json", finished)
-    assert json.loads(done.stdout) == json.loads((folder / "run" / "report.json").read_text())
