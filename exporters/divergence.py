@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from fxquant.exporters.external import edited_copy, load_model_without_data
 from fxquant.exporters.freeze import FrozenQuantizer
 from fxquant.exporters.runtime import BATCH, make_session, run_batches
 from fxquant.exporters.tensor_names import quantizer_tensor
@@ -105,13 +106,14 @@ def _run_file(
     path: Path, names: list[str], images: tuple[Tensor, ...], optimize: bool
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Integers of those of the named quantizers that the file computes, and its outputs."""
-    model = onnx.load(path)
+    model = load_model_without_data(path)
     outputs = [value.name for value in model.graph.output]
     taken = {*outputs, *(value.name for value in model.graph.input)}
     tensors = {quantizer_tensor(name, taken): name for name in names}
     exposed = [n for node in model.graph.node for n in node.output if n in tensors]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
-    session = make_session(model.SerializeToString(), optimize=optimize)
-    values = next(run_batches(session, images, [*outputs, *exposed]))
+    with edited_copy(model, path) as copy:
+        session = make_session(copy, optimize=optimize)
+        values = next(run_batches(session, images, [*outputs, *exposed]))
     integers = {tensors[n]: v for n, v in zip(exposed, values[len(outputs) :], strict=True)}
     return integers, values[: len(outputs)]

@@ -53,8 +53,9 @@ def calibrate(
 
 
 def _calibrate_weight(weight: Tensor, quantizer: Quantizer, estimator: RangeEstimator) -> None:
-    channels = weight.transpose(0, quantizer.spec.channel_axis).flatten(1)
-    quantizer.set_range(*estimator(channels, quantizer.spec))
+    axis = quantizer.spec.channel_axis
+    rows = weight.reshape(1, -1) if axis is None else weight.transpose(0, axis).flatten(1)
+    quantizer.set_range(*estimator(rows, quantizer.spec))
 
 
 @torch.no_grad()

@@ -82,6 +82,8 @@ def round_weights(weight: Tensor, curvature: Tensor, quantizer: Quantizer) -> Te
     (groups, k, k).
     """
     groups, outputs, k = weight.shape
+    if not bool(curvature.isfinite().all()):  # inputs whose squares overflow say nothing
+        return quantizer(weight.reshape(-1, k)).reshape(weight.shape)
     order = curvature.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
     upper = _inverse_factor(curvature, order).to(weight.dtype)
     rest = weight.gather(2, order[:, None].expand_as(weight)).clone()
@@ -102,9 +104,15 @@ def round_weights(weight: Tensor, curvature: Tensor, quantizer: Quantizer) -> Te
 
 
 def _inverse_factor(curvature: Tensor, order: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped, reordered curvature."""
+    """Upper Cholesky factor of the inverse of the damped, reordered curvature.
+
+    The curvature counts up to a factor; one near 1 keeps the inverse of tiny ones finite.
+    """
+    mean = curvature.diagonal(dim1=1, dim2=2).mean(1)
+    factor = torch.ldexp(torch.ones_like(mean), mean.frexp().exponent // 2 * 2)
+    curvature, mean = curvature / factor[:, None, None], mean / factor
     diagonal = curvature.diagonal(dim1=1, dim2=2)
-    damping = DAMPING * diagonal.mean(1).clamp(min=torch.finfo(torch.float64).tiny)
+    damping = torch.where(mean > 0, DAMPING * mean, 1.0)
     h = curvature + torch.diag_embed(damping[:, None].expand_as(diagonal))
     h = h.gather(1, order[:, :, None].expand_as(h)).gather(2, order[:, None].expand_as(h))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))

@@ -85,22 +85,18 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _wake(parameter: nn.Parameter) -> None:
-    """Give a parameter that is zero, or nearly and all the same, values that matter."""
-    if (
-        parameter.numel()
-        and float(parameter.abs().max()) < TINY
-        and (parameter.numel() == 1 or float(parameter.std()) == 0)
-    ):
-        parameter.uniform_(0.2, 0.6) if parameter.dim() < 2 else parameter.normal_(0, 0.2)
+    """Give a parameter that is zero or nearly, such as a layer scale, values that matter."""
+    if parameter.numel() and float(parameter.abs().max()) < TINY:
+        parameter.uniform_(0.2, 0.6) if parameter.dim() < 2 else parameter.normal_(0, 0.5)
 
 
 def _unit_output(settled: set[int]):
-    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+    def hook(module: nn.Module, args: tuple, output) -> object:
         weight = module.weight
         if weight.data_ptr() in settled:
             return None
         settled.add(weight.data_ptr())
-        spread = float(output.std())
+        spread = float((output if isinstance(output, Tensor) else output[0]).std())
         if not 1e-6 < spread < 1e6:
             return None
         weight.div_(spread)

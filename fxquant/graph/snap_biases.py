@@ -36,7 +36,7 @@ def snap_biases(student: nn.Module) -> int:
     it after training; a second call changes nothing. Returns the number of biases that changed.
     Raises ExportError where a bias or scale is not a finite number.
     """
-    layers = [_Layer.of(node) for node in _with_bias_of_their_own(student)]
+    layers = [_Layer.of(node) for node in separate_biases(student)]
     layers = [layer for layer in layers if layer is not None]
     for layer in layers:
         layer.check_finite()
@@ -96,8 +96,8 @@ class _Layer:
         return int(not torch.equal(before, self.bias))
 
 
-def _with_bias_of_their_own(student: nn.Module) -> list[Node]:
-    """Quantized layers with a bias, which no two of them share from here on."""
+def separate_biases(student: nn.Module) -> list[Node]:
+    """The quantized layers with a bias, which no two of them share from here on."""
     seen: set[int] = set()
     layers = [
         node

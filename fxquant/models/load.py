@@ -9,8 +9,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fxquant.errors import FxQuantError, ModelLoadError
-from fxquant.models.files import read_model_file, sha256_of
+from fxquant.models.files import is_file, read_model_file, sha256_of
+from fxquant.models.pickles import LAYER_PACKAGES
 from fxquant.models.state_dicts import find_network, load_into
+from fxquant.models.structure import check_structure
 from fxquant.models.wording import first_few, reason_of
 from fxquant.models.zoos import ARCH_FORMS, build, is_named, short_name
 
@@ -51,7 +53,7 @@ def load_model(
     """
     source = str(source)
     path = Path(source)
-    if is_named(source) and not path.exists():
+    if is_named(source) and not is_file(path):
         if arch is not None:
             raise _needless_arch(f"'{source}' names a network", arch)
         module, digest = build(source, pretrained=pretrained), None
@@ -70,6 +72,7 @@ def _module_of(
     if isinstance(content, nn.Module):
         if arch is not None:
             raise _needless_arch(f"'{source}' holds a whole {type(content).__qualname__}", arch)
+        check_structure(content, source, LAYER_PACKAGES)
         return content
     if arch is None:
         raise ModelLoadError(
