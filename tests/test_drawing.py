@@ -10,7 +10,7 @@ import nets
 import pytest
 import torch.nn.functional as F
 import torchvision
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from fxquant.spec import LayerRule, QConfig
 
 SVG = "{http://www.w3.org/2000/svg}"
 SHAPE = (3, 16, 16)
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NETWORKS = {
     **nets.ALL,
     "resnet18": lambda: torchvision.models.resnet18().eval(),
@@ -89,7 +90,7 @@ def check_ends(placed: Placed, sources: list[list[int]]) -> None:
             assert any(rect.x <= x <= rect.right and y == rect.y for x, y in reached)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(UNTIMED, max_examples=150)
 @given(graphs())
 def test_any_graph_is_laid_out_without_overlaps(graph):
     sources, sizes, paths = graph
@@ -127,7 +128,7 @@ def test_crossings_are_counted_and_reduced():
     assert count_crossings(graph) == 0
 
 
-@settings(deadline=None, max_examples=50)
+@settings(UNTIMED, max_examples=50)
 @given(graphs())
 def test_counting_crossings_agrees_with_comparing_all_pairs(graph):
     sources, sizes, _ = graph

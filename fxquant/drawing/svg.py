@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -19,7 +20,8 @@ CHARACTER, SMALL = 6.63, 5.73  # widths of a monospaced character at 11 and 9.5 
 LAYER_HEIGHT, PLAIN_HEIGHT = 44.0, 28.0
 MARGIN, PADDING = 24.0, 10.0
 PILL, BN_PILL, TAP_PILL = 18.0, 22.0, 26.0
-WIDTHS = range(2, 9)
+LINE = 150  # characters
+FONT = {"h1": 20.0, "h2": 15.0, "p": 12.0, "t": 11.0}  # pixels
 
 BOX_LOOKS = (
     *((f"w{bits}", f"layer, weights of {bits} bits") for bits in (2, 4, 8)),
@@ -61,61 +63,69 @@ text { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace
 
 def draw(prepared: Prepared, layers: Sequence[Layer], facts: dict[str, Any]) -> str:
     """SVG of a prepared model with its layers; `facts` are those of `describe`, with its name."""
-    body, top, right = [], MARGIN, 0.0
-    head = _head(facts)
-    for line, (cls, text) in enumerate(head):
-        top += 22 if line else 18
-        body.append(_text(MARGIN, top, text, cls))
-        right = max(right, MARGIN + len(text) * (12 if cls == "h1" else 7.3))
-    legend, width = _legend(MARGIN, top + 16)
-    body += legend
-    right, top = max(right, width), top + 64
+    page = _Page()
+    title, summary = _head(facts)
+    page.line(title, "h1", 18)
+    page.line(summary, "p", 22)
+    page.add(*_legend(MARGIN, page.top + 16), height=64)
     for part in fold(prepared, layers):
         if part.name:
-            top += 20
-            body.append(_text(MARGIN, top, part.name, "h2"))
-            top += 8
-        drawn, placed = _part(part, top)
-        body += drawn
-        right, top = max(right, MARGIN + placed.width), top + placed.height + 12
+            page.line(part.name, "h2", 20)
+        drawn, placed = _part(part, page.top + 8)
+        page.add(drawn, MARGIN + placed.width, height=placed.height + 20)
     for line in _left_out(facts):
-        top += 18
-        body.append(_text(MARGIN, top, line, "p"))
-        right = max(right, MARGIN + len(line) * 7.3)
-    return _document(body, right + MARGIN, top + MARGIN, head[0][1])
+        page.line(line, "p", 18)
+    return page.document(title)
 
 
-def _document(body: list[str], width: float, height: float, title: str) -> str:
-    size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
-            f"<title>{escape(title)}</title>",
-            f"<style>{STYLE}</style>",
-            '<rect width="100%" height="100%" fill="#fff"/>',
-            *body,
-            "</svg>\n",
-        ]
-    )
+class _Page:
+    """The drawing so far: its elements, how far down and to the right they go."""
+
+    def __init__(self) -> None:
+        self.body: list[str] = []
+        self.top, self.right = MARGIN, 0.0
+
+    def add(self, elements: list[str], right: float, height: float) -> None:
+        """Put elements below what there is."""
+        self.body += elements
+        self.top, self.right = self.top + height, max(self.right, right)
+
+    def line(self, text: str, look: str, height: float) -> None:
+        """Put text below what there is, wrapped where it is long."""
+        for row in textwrap.wrap(text, LINE) or [""]:
+            width = len(row) * CHARACTER * FONT[look] / FONT["t"]
+            self.add([_text(MARGIN, self.top + height, row, look)], MARGIN + width, height)
+
+    def document(self, title: str) -> str:
+        """The whole as an SVG file."""
+        sides = (round(self.right + MARGIN), round(self.top + MARGIN))
+        sized = 'width="{0}" height="{1}" viewBox="0 0 {0} {1}"'.format(*sides)
+        return "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" {sized}>',
+                f"<title>{_escape(title)}</title>",
+                f"<style>{STYLE}</style>",
+                '<rect width="100%" height="100%" fill="#fff"/>',
+                *self.body,
+                "</svg>\n",
+            ]
+        )
 
 
-def _head(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lines above the drawing, each with its look."""
+def _head(facts: dict[str, Any]) -> tuple[str, str]:
+    """What is drawn, and what becomes of it, in a line each."""
     model, config, summary = facts["model"], facts["settings"]["config"], facts["summary"]
     total = summary["layers_quantized"] + summary["layers_float"]
     widths = f"W{config['weight_bits']}A{config['act_bits']}"
     shapes = input_shapes(model["input_shape"])
     shape = " and ".join(words.TIMES.join(map(str, each)) for each in shapes)
     sizes = " to ".join(size(facts["size"][key]) for key in ("float_bytes", "weights_bytes"))
-    return [
-        ("h1", f"{model['name']}, {widths}, input {shape}"),
-        (
-            "p",
-            f"{summary['layers_quantized']} of {count(total, 'layer')} quantized, "
-            f"{percent(100 * summary['macs_quantized'])} of {amount(model['macs'])} MACs; "
-            f"{summary['layers_integer']} in integer kernels; weights {sizes}",
-        ),
-    ]
+    return (
+        f"{model['name']}, {widths}, input {shape}",
+        f"{summary['layers_quantized']} of {count(total, 'layer')} quantized, "
+        f"{percent(100 * summary['macs_quantized'])} of {amount(model['macs'])} MACs; "
+        f"{summary['layers_integer']} in integer kernels; weights {sizes}",
+    )
 
 
 def _legend(left: float, top: float) -> tuple[list[str], float]:
@@ -166,7 +176,7 @@ def _box(box: Box, rect: Rect) -> str:
         look += " slow"
     title, detail = words.title(box), words.detail(box)
     x = rect.x + PADDING
-    parts = [f'<g class="b {look}"><title>{escape(chr(10).join(words.tips(box)))}</title>']
+    parts = [f'<g class="b {look}"><title>{_escape(chr(10).join(words.tips(box)))}</title>']
     parts.append(_rect(rect, 4))
     parts.append(_text(x, rect.y + 17, title, "t"))
     if box.row is not None:
@@ -201,7 +211,7 @@ def _edge(box: Box, pieces: list[Segment]) -> str:
     value = f"{words.title(box)}: {words.shape(box.node)}"
     look = "e" if box.bits is not None else "e f"
     steps = "".join(_curve(piece) for piece in pieces)
-    return f'<path class="{look}" d="{steps}"><title>{escape(value)}</title></path>'
+    return f'<path class="{look}" d="{steps}"><title>{_escape(value)}</title></path>'
 
 
 def _curve(piece: Segment) -> str:
@@ -217,18 +227,24 @@ def _curve(piece: Segment) -> str:
 def _pill(x: float, y: float, look: str, label: str, width: float, tip: str) -> str:
     rect = _rect(Rect(x, y - 7, width, 14), 7)
     text = _text(x + width / 2, y + 3.5, label, "pill")
-    return f'<g class="{look}"><title>{escape(tip)}</title>{rect}{text}</g>'
+    return f'<g class="{look}"><title>{_escape(tip)}</title>{rect}{text}</g>'
 
 
 def _rect(rect: Rect, radius: float, cls: str = "") -> str:
     place = f'x="{_n(rect.x)}" y="{_n(rect.y)}"'
-    size = f'width="{_n(rect.width)}" height="{_n(rect.height)}"'
+    sides = f'width="{_n(rect.width)}" height="{_n(rect.height)}"'
     look = f" class={quoteattr(cls)}" if cls else ""
-    return f'<rect {place} {size} rx="{radius:g}"{look}/>'
+    return f'<rect {place} {sides} rx="{radius:g}"{look}/>'
 
 
 def _text(x: float, y: float, text: str, cls: str) -> str:
-    return f'<text x="{_n(x)}" y="{_n(y)}" class="{cls}">{escape(text)}</text>'
+    return f'<text x="{_n(x)}" y="{_n(y)}" class="{cls}">{_escape(text)}</text>'
+
+
+def _escape(text: str) -> str:
+    """Text for XML, which can't hold control characters."""
+    shown = (c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return escape("".join(shown))
 
 
 def _n(value: float) -> str:

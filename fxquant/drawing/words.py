@@ -112,11 +112,6 @@ def _argument(node: Node, name: str, index: int) -> int:
     return max(value) if isinstance(value, tuple | list) else value
 
 
-def is_plain(box: Box) -> bool:
-    """Whether an op between the layers has a box of one line."""
-    return box.row is None
-
-
 def style(box: Box) -> str:
     """Name of the box's look: by its kind, its width, and whether it computes in floating point."""
     if box.row is not None:
