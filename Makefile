@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint zoo clean
+.PHONY: help demo test soak lint zoo clean
 
 help:
 	@echo "make demo   train a small network, forget its data, quantize it to 4 bits (about a minute)"
 	@echo "make test   run the tests"
+	@echo "make soak   kill, fill, damage and fuzz for docs/reliability.md (about an hour)"
 	@echo "make lint   check style and formatting"
 	@echo "make zoo    measure fxquant on 330 networks of three zoos, for docs/zoo.md (an hour and a half)"
 	@echo "make clean  remove the environment, caches and the demo's files"
@@ -19,6 +20,9 @@ demo: $(VENV)/.demo-installed
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/.test-installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -30,11 +30,13 @@ def bench(file: Path, against: tuple[Path, ...], batch: int, runs: int, as_json:
     """
     from fxquant.cli.outcomes import print_benchmarks
     from fxquant.errors import SettingError
+    from fxquant.exporters.external import require_data_beside
     from fxquant.exporters.latency import benchmark
 
     files = [file, *against]
     for path in files:
         if not path.is_file():
             raise SettingError(f"there is no file '{path}'")
+        require_data_beside(path)
     print_benchmarks(benchmark(files, batches=(1, batch), runs=runs), as_json=as_json)
     return 0

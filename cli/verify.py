@@ -29,10 +29,12 @@ def verify(file: Path, folder: Path, as_json: bool, **where) -> int:
     """
     from fxquant.cli.outcomes import print_parity
     from fxquant.errors import SettingError
+    from fxquant.exporters.external import require_data_beside
     from fxquant.exporters.parity import check_parity, require_parity
 
     if not file.is_file():
         raise SettingError(f"there is no file '{file}'")
+    require_data_beside(file)
     run = restore_run(folder, **where)
     parity = check_parity(run.student, file, run.images, record=False)
     print_parity(file, parity, as_json=as_json)

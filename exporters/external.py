@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from fxquant.errors import OutputError
+from fxquant.errors import ExportError
+from fxquant.files import staged, told_as
 
 # Protobuf ends at 2 GiB; what isn't weights needs some room.
 LARGEST = 2**31 - 2**24
@@ -26,19 +28,12 @@ def save_model(model: onnx.ModelProto, path: Path, check: Callable[[Path], objec
     nothing is left and what was there before stays. Weights that move out are taken from `model`.
     Raises OutputError where the folder can't be written.
     """
-    data = data_file(path)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part") as folder:
-            staged = Path(folder) / path.name
-            _write(model, staged)
-            check(staged)
-            if data_file(staged).exists():
-                os.replace(data_file(staged), data)
-            else:
-                data.unlink(missing_ok=True)
-            os.replace(staged, path)
-    except OSError as error:
-        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+    with told_as(path), staged(path.parent, last=path.name) as place:
+        _write(model, place / path.name)
+        check(place / path.name)
+        fits = not data_file(place / path.name).exists()
+    if fits:
+        data_file(path).unlink(missing_ok=True)
 
 
 def data_file(path: Path) -> Path:
@@ -47,8 +42,60 @@ def data_file(path: Path) -> Path:
 
 
 def load_model_without_data(path: str | Path) -> onnx.ModelProto:
-    """The model in a file; weights that lie outside stay there."""
-    return onnx.load(path, load_external_data=False)
+    """The model in a file; weights that lie outside stay there.
+
+    Raises ExportError for what is no ONNX file.
+    """
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise ExportError(f"'{path}' can't be read as ONNX: {error}") from error
+
+
+def require_data_beside(path: str | Path) -> None:
+    """Raise ExportError where a file has weights in other files than those in its own folder.
+
+    A file from elsewhere could have whatever can be read here for its weights.
+    """
+    folder = Path(path).resolve().parent
+    for name in sorted(_outside(load_model_without_data(path))):
+        data = folder / name
+        if Path(name).name != name or data.is_symlink() or not data.is_file():
+            raise ExportError(
+                f"'{path}' has weights in '{name}', which is no file in its folder",
+                "keep a model and the file of its weights together",
+            )
+
+
+def _outside(model: onnx.ModelProto) -> set[str]:
+    """The files that hold tensors of a model."""
+    graphs = [model.graph, *(function for function in model.functions)]
+    return {
+        entry.value
+        for graph in graphs
+        for tensor in _tensors(graph)
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[TensorProto]:
+    """All tensors of a graph or function, those in attributes and inner graphs included."""
+    if isinstance(graph, onnx.GraphProto):
+        yield from graph.initializer
+        yield from _of_sparse(graph.sparse_initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            yield from _of_sparse((attribute.sparse_tensor, *attribute.sparse_tensors))
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _of_sparse(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[TensorProto]:
+    for tensor in tensors:
+        yield from (tensor.values, tensor.indices)
 
 
 @contextmanager
@@ -65,13 +112,7 @@ def edited_copy(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
 def size_on_disk(path: str | Path) -> int:
     """Bytes of a model's file and of its external data, if it has any."""
     path = Path(path)
-    outside = {
-        entry.value
-        for tensor in load_model_without_data(path).graph.initializer
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    outside = _outside(load_model_without_data(path))
     return os.path.getsize(path) + sum(os.path.getsize(path.parent / name) for name in outside)
 
 

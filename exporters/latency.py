@@ -18,7 +18,7 @@ import onnxruntime as ort
 from fxquant.errors import SettingError
 from fxquant.exporters.external import size_on_disk
 from fxquant.exporters.memory import peak_memory
-from fxquant.exporters.runtime import make_session
+from fxquant.exporters.runtime import call, make_session
 
 _WARM_UP = 3
 _TYPES = {
@@ -117,7 +117,7 @@ def _side_by_side(
     for turn in range(_WARM_UP + runs):
         for session, feed, measured in zip(sessions, feeds, taken, strict=True):
             start, cpu_start = time.perf_counter(), time.process_time()
-            session.run(None, feed)
+            call(session, feed)
             if turn >= _WARM_UP:
                 measured.append((time.perf_counter() - start, time.process_time() - cpu_start))
     return [_latency(threads, images, 1e3 * np.array(measured)) for measured in taken]
@@ -165,7 +165,7 @@ def shares(path: str | Path, calls: int = 5) -> tuple[float, float, dict[str, fl
         session = make_session(path, threads=1, profile_to=Path(folder) / "profile")
         feed = make_inputs(session, 1)
         for _ in range(calls):
-            session.run(None, feed)
+            call(session, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     time_of: Counter[str] = Counter()
     for event in events:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxquant.errors import ParityError
+from fxquant.errors import ExportError, ParityError
 from fxquant.exporters.detections import raw_predictions
 from fxquant.exporters.divergence import first_divergence
 from fxquant.exporters.external import size_on_disk
@@ -177,7 +177,15 @@ def _closest(references: list[list[np.ndarray]], found: list[np.ndarray]) -> Dif
 
 
 def compare(expected: list[np.ndarray], found: list[np.ndarray]) -> Difference:
-    """Difference between two lists of outputs, each (images, ...), in the same order."""
+    """Difference between two lists of outputs, each (images, ...), in the same order.
+
+    Raises ExportError where they don't have the same shapes.
+    """
+    shapes = [[list(output.shape) for output in outputs] for outputs in (expected, found)]
+    if shapes[0] != shapes[1]:
+        raise ExportError(
+            f"the file's outputs have the shapes {shapes[1]}; the student's have {shapes[0]}"
+        )
     pairs = [
         (a.astype(np.float64), b.astype(np.float64)) for a, b in zip(expected, found, strict=True)
     ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import ExportError
+from fxquant.memory import is_out_of_memory
 
 _FATAL = 4
 BATCH = 64
@@ -79,10 +80,31 @@ def run_batches(
 ) -> Iterator[list[np.ndarray]]:
     """Values of the named outputs, all where None, for one batch of images after another."""
     inputs = (images,) if isinstance(images, Tensor | np.ndarray) else images
+    if len(inputs) != len(session.get_inputs()):
+        raise ExportError(
+            f"the file takes {len(session.get_inputs())} inputs; expected {len(inputs)}"
+        )
     arrays = {
         value.name: np.ascontiguousarray(np.asarray(x, dtype=np.float32))
         for value, x in zip(session.get_inputs(), inputs, strict=True)
     }
     count = len(next(iter(arrays.values())))
     for start in range(0, count, batch):
-        yield session.run(names, {name: x[start : start + batch] for name, x in arrays.items()})
+        yield call(session, {n: x[start : start + batch] for n, x in arrays.items()}, names)
+
+
+def call(
+    session: ort.InferenceSession,
+    arrays: dict[str, np.ndarray],
+    names: Sequence[str] | None = None,
+) -> list[np.ndarray]:
+    """The named outputs, all where None; raises ExportError where ONNX Runtime can't compute them.
+
+    Errors that mean too little memory stay what they are.
+    """
+    try:
+        return session.run(names, arrays)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ExportError(f"ONNX Runtime can't run the file: {error}") from error

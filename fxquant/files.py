@@ -12,7 +12,7 @@ from pathlib import Path
 from fxquant.errors import OutputError
 
 # What a killed process leaves behind is told by both.
-_PREFIX, _SUFFIX = ".fxquant-", ".part"
+PREFIX, SUFFIX = ".fxquant-", ".part"
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -22,14 +22,14 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     failure the temporary file is removed and `path` is as it was. Raises OutputError where the
     folder can't be written.
     """
-    with _told_as(path):
+    with told_as(path):
         handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f"{_PREFIX}{path.name}-", suffix=_SUFFIX
+            dir=path.parent, prefix=f"{PREFIX}{path.name}-", suffix=SUFFIX
         )
         os.close(handle)
     temporary = Path(name)
     try:
-        with _told_as(path):
+        with told_as(path):
             write(temporary)
             temporary.chmod(0o666 & ~_umask())
             _sync(temporary)
@@ -51,11 +51,11 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
     Where it fails none does. That last one is there only while all are: an old one goes first.
     Raises OutputError where the folder can't be written.
     """
-    with _told_as(folder):
-        place = Path(tempfile.mkdtemp(dir=folder, prefix=_PREFIX, suffix=_SUFFIX))
+    with told_as(folder):
+        place = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX, suffix=SUFFIX))
     try:
         yield place
-        with _told_as(folder):
+        with told_as(folder):
             (folder / last).unlink(missing_ok=True)
             for path in sorted(place.iterdir(), key=lambda path: (path.name == last, path.name)):
                 os.replace(path, folder / path.name)
@@ -66,7 +66,7 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes had not finished writing into `folder`."""
-    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+    for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -75,11 +75,11 @@ def remove_leftovers(folder: Path) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Whether a file or folder is one that `remove_leftovers` removes."""
-    return path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)
+    return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
 
 
 @contextmanager
-def _told_as(path: Path) -> Iterator[None]:
+def told_as(path: Path) -> Iterator[None]:
     """Let errors of the operating system in the block be told as OutputError."""
     try:
         yield

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from fxquant.errors import OutputError
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.graph.snap_biases import separate_biases
+from fxquant.models.files import is_file
 from fxquant.models.load import load_model
+from fxquant.models.zoos import names_code
 from fxquant.quantizer import Quantizer
 from fxquant.run_folder import IMAGES, RECIPE, REPORT, STUDENT, model_hash
 from fxquant.settings import Settings, read_settings, read_toml
@@ -54,7 +56,7 @@ def restore(folder: str | Path, model: nn.Module) -> Restored:
         )
     prepared = prepare(model, settings.config, settings.input_shape)
     load_student(prepared.student, folder / STUDENT)
-    return Restored(prepared.student, prepared, settings, load_images(folder), facts)
+    return Restored(prepared.student, prepared, settings, _images_of(folder, settings), facts)
 
 
 def find_model(
@@ -66,16 +68,32 @@ def find_model(
 ) -> nn.Module:
     """The model that a finished run quantized: from where the run had it, or from `source`.
 
-    Raises OutputError where neither is known, ModelLoadError where it can't be loaded.
+    A folder may come from anywhere, so that code which its recipe.toml names is not run: who calls
+    names it again. Raises OutputError where the model is not known, ModelLoadError where it can't
+    be loaded.
     """
-    facts = _read(Path(folder))[1]
+    folder = Path(folder)
+    facts = _read(folder)[1]
     if not (source or facts.get("source")):
         raise OutputError(
             f"{folder} doesn't say where its model came from", "give it with --model MODEL"
         )
     if source is None:
-        source, arch = facts["source"], arch or facts.get("arch")
+        source = _told(folder, facts["source"], "--model")
+        arch = arch or (facts.get("arch") and _told(folder, facts["arch"], "--arch"))
     return load_model(source, arch=arch, trust_classes=trust_classes).module
+
+
+def _told(folder: Path, name: object, option: str) -> str:
+    """A model or architecture as a folder names it, unless that is code."""
+    name = str(name)
+    if names_code(name) and not is_file(Path(name)):
+        raise OutputError(
+            f"{folder} says that its model is built by '{name}', and what a folder names is not "
+            "run unasked",
+            f"where you trust that code: {option} {name}",
+        )
+    return name
 
 
 def load_student(student: nn.Module, path: Path) -> None:
@@ -91,6 +109,9 @@ def load_student(student: nn.Module, path: Path) -> None:
             f"{path} is of another network: '{strange[0]}' doesn't fit",
             "it may have been written by another version of fxquant",
         )
+    broken = sorted(name for name, value in tensors.items() if not value.isfinite().all())
+    if broken:
+        raise OutputError(f"{path} is damaged: '{broken[0]}' is not finite")
     student.load_state_dict(tensors, strict=False)
     for module in student.modules():
         if isinstance(module, Quantizer):
@@ -107,7 +128,20 @@ def images_to_keep(images: Tensor) -> Tensor:
 
 def load_images(folder: Path) -> Tensor:
     """The images that a run left in its folder, float32, (n, channels, height, width)."""
-    return _load(folder / IMAGES)["images"].float()
+    images = _load(folder / IMAGES).get("images")
+    if images is None or images.dim() < 2 or not len(images) or not images.isfinite().all():
+        raise OutputError(f"{folder / IMAGES} holds no images")
+    return images.float()
+
+
+def _images_of(folder: Path, settings: Settings) -> Tensor:
+    images = load_images(folder)
+    if images.shape[1:] != settings.input_shape:
+        raise OutputError(
+            f"the images in {folder / IMAGES} have the shape {tuple(images.shape[1:])}, and the "
+            f"run's have {settings.input_shape}"
+        )
+    return images
 
 
 def _read(folder: Path) -> tuple[Settings, dict[str, Any]]:
@@ -117,11 +151,14 @@ def _read(folder: Path) -> tuple[Settings, dict[str, Any]]:
             f"{folder} holds no finished run: there is no {missing[0]}",
             "expected the output folder of fxquant quantize",
         )
-    return read_settings(folder / RECIPE), dict(read_toml(folder / RECIPE).get("model", {}))
+    facts = read_toml(folder / RECIPE).get("model", {})
+    if not isinstance(facts, dict):
+        raise OutputError(f"{folder / RECIPE} holds no table [model]")
+    return read_settings(folder / RECIPE), facts
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise OutputError(f"{path} can't be read: {error}") from error

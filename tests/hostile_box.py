@@ -36,24 +36,29 @@ _PACKAGES = {"torch", "torchvision", "pytorchcv", "timm", "numpy", "safetensors"
 
 @dataclass(frozen=True)
 class Case:
-    """A hostile file: `make` writes it into a folder and returns what follows `fxquant quantize`.
+    """A hostile file: `make` writes it into a folder and returns what follows the command.
 
-    The run must end with exit code 2 and `says` in its error.
+    The command must end with exit code 2 and `says`, a pattern, in its error.
     """
 
     make: Callable[[Path], list[str]]
     says: str
+    command: str = "quantize"
 
 
 def all_cases() -> dict[str, Case]:
     """Every case by name."""
     import hostile_archives
     import hostile_modules
+    import hostile_onnx
     import hostile_others
     import hostile_pickles
     import hostile_runs
 
-    modules = (hostile_pickles, hostile_modules, hostile_archives, hostile_others, hostile_runs)
+    modules = (
+        *(hostile_pickles, hostile_modules, hostile_archives),
+        *(hostile_others, hostile_onnx, hostile_runs),
+    )
     return {name: case for module in modules for name, case in module.CASES.items()}
 
 
@@ -67,7 +72,7 @@ def main(folder: Path, names: list[str]) -> None:
         place.mkdir(parents=True)
         os.chdir(place)
         arguments = cases[name].make(place)
-        outcomes[name] = _in_a_fork(place, ["quantize", *arguments])
+        outcomes[name] = _in_a_fork(place, [cases[name].command, *arguments])
         os.chdir(folder)
     print(json.dumps(outcomes))
 
@@ -77,6 +82,7 @@ def _warm_up(folder: Path) -> None:
     import torch
     from hostile_modules import plain_net
 
+    import fxquant.exporters.latency  # noqa: F401
     from fxquant.cli.main import run
 
     torch.save(plain_net(), folder / "plain.pt")

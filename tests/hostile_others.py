@@ -16,7 +16,6 @@ from hostile_box import Case
 from hostile_modules import plain_net
 from hostile_pickles import MARK, SHAPE
 from model_files import Reduced
-from onnx import TensorProto, helper
 
 from fxquant.datafree.recipes import find_recipe
 from fxquant.settings import Settings, to_toml
@@ -42,19 +41,6 @@ def safetensors(header: object, data: bytes, says: str, length: int | None = Non
 
 def _entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-
-
-def _onnx_outside(folder: Path) -> list[str]:
-    """An ONNX file whose weights are said to lie in a file of the system."""
-    tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.0])
-    tensor.ClearField("float_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="../../../etc/passwd")
-    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    node = helper.make_node("Identity", ["w"], ["y"])
-    graph = helper.make_graph([node], "g", [], [value], [tensor])
-    (folder / "evil.onnx").write_bytes(helper.make_model(graph).SerializeToString())
-    return ["evil.onnx", *SHAPE]
 
 
 def npz(write: Callable[[zipfile.ZipFile], object], says: str, method: int = zipfile.ZIP_STORED):
@@ -154,7 +140,6 @@ CASES = {
     "safetensors whose names steer a terminal": safetensors(
         {"\x1b[2J\x1b]0;ran\x07": _entry([1], 0, 4)}, b"\0" * 4, r"1 key is unexpected: \\x1b\[2J"
     ),
-    "ONNX with data outside its folder": Case(_onnx_outside, "is an ONNX file, which is already"),
     "evaluation data of objects": npz(
         lambda a: _pair(a, array(np.array([Reduced(os.system, f"touch {MARK}")] * 4), pickle=True)),
         "images are object",

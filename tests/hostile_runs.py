@@ -20,7 +20,13 @@ from fxquant.run_folder import CHECKPOINT, LOCK, LOG, RECIPE, REPORT, RunFolder,
 OPTIONS = {
     **dict.fromkeys(["config_file", "bits", "weight_bits", "act_bits", "sum_bits", "seed"]),
     **dict.fromkeys(["first_last_bits", "preset", "device"]),
-    **{"layers": (), "input_shape": (3, 8, 8), "recipe": "zeroq", "no_finetune": False},
+    **{
+        "layers": (),
+        "input_shape": (3, 8, 8),
+        "recipe": "zeroq",
+        "no_finetune": False,
+        "symmetric": False,
+    },
 }
 
 

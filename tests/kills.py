@@ -34,9 +34,10 @@ def kill_often(folder: Path, kills: int, seed: int, steps: int) -> dict[str, int
         while figures["kills"] < kills:
             out = folder / "run"
             for _ in range(rng.randint(1, 3)):
-                if _kill_once(server, folder, [*command, str(out)], rng.uniform(0, duration)):
+                said = _kill_once(server, folder, [*command, str(out)], rng.uniform(0, duration))
+                if said is not None:
                     figures["kills"] += 1
-                    figures[_look_at(out, expected)] += 1
+                    figures[_look_at(out, expected, said)] += 1
             assert _run_through(server, folder, [*command, str(out)]) == 0
             assert artifacts(out) == expected
             assert not others(out)
@@ -50,14 +51,16 @@ def _run_through(server: ForkServer, folder: Path, arguments: list[str]) -> int:
     return server.start(arguments, folder / "log", seconds_between_checkpoints=0.2).wait()
 
 
-def _kill_once(server: ForkServer, folder: Path, arguments: list[str], after: float) -> bool:
-    run = server.start(arguments, folder / "log", seconds_between_checkpoints=0.2)
+def _kill_once(server: ForkServer, folder: Path, arguments: list[str], after: float) -> str | None:
+    """What the run had said when it was killed; None where it had ended by itself."""
+    (folder / "killed").unlink(missing_ok=True)
+    run = server.start(arguments, folder / "killed", seconds_between_checkpoints=0.2)
     time.sleep(after)
     run.signal(signal.SIGKILL)
-    return run.wait() == -signal.SIGKILL
+    return run.text() if run.wait() == -signal.SIGKILL else None
 
 
-def _look_at(out: Path, expected: dict[str, bytes]) -> str:
+def _look_at(out: Path, expected: dict[str, bytes], said: str) -> str:
     """Check that nothing looks finished and isn't; where the kill fell."""
     if not out.exists():
         return "killed before there was a folder"
@@ -67,9 +70,9 @@ def _look_at(out: Path, expected: dict[str, bytes]) -> str:
     if REPORT in found:
         assert found == expected
         return "killed when all was written"
-    if not (out / CHECKPOINT).exists():
-        return "killed before the first checkpoint"
-    with (out / CHECKPOINT).open("rb") as file:
-        state = read_pickle(out / CHECKPOINT, open_archive(file, out / CHECKPOINT, ""))
-    trained = state["phase_index"] == 6 or (state["phase_index"] == 5 and state["step"])
-    return "killed in the export" if trained else "killed in the training"
+    if (out / CHECKPOINT).exists():
+        with (out / CHECKPOINT).open("rb") as file:  # whole, and with its checksums right
+            read_pickle(out / CHECKPOINT, open_archive(file, out / CHECKPOINT, ""))
+    if "export and parity" in said:
+        return "killed in the export"
+    return "killed in the training" if "warm-up" in said else "killed before the training"

@@ -11,11 +11,22 @@ from small_runs import SHAPE, shrunk
 
 from fxquant.datafree.recipe import Recipe
 from fxquant.files import is_leftover
-from fxquant.run_folder import CHECKPOINT, LOCK, LOG, MODEL, PAGE, RECIPE, REPORT, STUDENT, TIMING
+from fxquant.run_folder import (
+    CHECKPOINT,
+    IMAGES,
+    LOCK,
+    LOG,
+    MODEL,
+    PAGE,
+    RECIPE,
+    REPORT,
+    STUDENT,
+    TIMING,
+)
 from fxquant.settings import Settings, to_toml
 
 # What is the same, byte for byte, however often a run was stopped.
-ARTIFACTS = {MODEL, STUDENT, REPORT, PAGE, RECIPE}
+ARTIFACTS = {MODEL, STUDENT, IMAGES, REPORT, PAGE, RECIPE}
 
 
 def small_recipe(steps: int = 4) -> Recipe:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors.torch import save_file
 from small_runs import shrunk
 
 from fxquant.cli.main import run
@@ -56,7 +57,7 @@ def refused(capsys, *arguments: str) -> str:
 
 def test_the_same_file_comes_out_again(finished, tmp_path, capsys):
     path = tmp_path / "again.onnx"
-    assert run(["export", str(finished), "--output", str(path)]) == 0
+    assert run(["export", str(finished), "--arch", ARCH, "--output", str(path)]) == 0
     assert path.read_bytes() == (finished / "model.onnx").read_bytes()
     assert "parity  passed" in capsys.readouterr().out
 
@@ -64,7 +65,7 @@ def test_the_same_file_comes_out_again(finished, tmp_path, capsys):
 def test_another_layout_and_opset(finished, tmp_path, capsys):
     folder = shutil.copytree(finished, tmp_path / "run")
     arguments = ["--layout", "portable", "--opset", "23", "--json"]
-    assert run(["export", str(folder), *arguments]) == 0
+    assert run(["export", str(folder), "--arch", ARCH, *arguments]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["passed"]
     assert facts["file"] == str(folder / "model-portable.onnx")
@@ -75,11 +76,11 @@ def test_another_layout_and_opset(finished, tmp_path, capsys):
         k: v for k, v in before.items() if k != "fxquant.layout"
     }
     assert onnx.load(folder / "model-portable.onnx").opset_import[0].version == 23
-    assert run(["verify", facts["file"], "--against", str(folder)]) == 0
+    assert run(["verify", facts["file"], "--against", str(folder), "--arch", ARCH]) == 0
 
 
 def test_the_restored_student_is_the_one_that_was_trained(finished):
-    restored = restore(finished, find_model(finished))
+    restored = restore(finished, find_model(finished, arch=ARCH))
     images = restored.images
     assert images.shape[1:] == (3, 16, 16)
     assert len(images) > 2
@@ -90,7 +91,7 @@ def test_the_restored_student_is_the_one_that_was_trained(finished):
 def test_verify_names_the_first_tensor_that_diverges(finished, tmp_path, capsys):
     path = broken(finished, tmp_path)
     before = path.read_bytes()
-    assert run(["verify", str(path), "--against", str(finished)]) == 4
+    assert run(["verify", str(path), "--against", str(finished), "--arch", ARCH]) == 4
     output = capsys.readouterr()
     assert "parity  FAILED" in output.out
     assert "the first tensor that diverges is activation_quantizers.relu_1" in output.err
@@ -128,25 +129,38 @@ def test_a_run_for_tensorrt_has_symmetric_activations(finished, tmp_path):
 
 def test_the_network_before_quantization(finished, tmp_path):
     path = tmp_path / "float.onnx"
-    assert run(["export", str(finished), "--format", "float", "--output", str(path)]) == 0
-    images = restore(finished, find_model(finished)).images
+    assert (
+        run(["export", str(finished), "--arch", ARCH, "--format", "float", "--output", str(path)])
+        == 0
+    )
+    images = restore(finished, find_model(finished, arch=ARCH)).images
     expected = nets.ALL["residual"]()(images).detach().numpy()
     np.testing.assert_allclose(run_onnx(path, images), expected, atol=1e-4)
 
 
 def test_detections_are_for_detectors(finished, tmp_path, capsys):
     output = ["--output", str(tmp_path / "m.onnx")]
-    error = refused(capsys, "export", str(finished), "--with-nms", *output)
+    error = refused(capsys, "export", str(finished), "--arch", ARCH, "--with-nms", *output)
     assert "detections can be added to a RetinaNet's file" in error
     assert not (tmp_path / "m.onnx").exists()
 
 
 def test_a_program_for_torch(finished, tmp_path, capsys):
     path = tmp_path / "m.pt2"
-    arguments = ["export", str(finished), "--format", "pt2", "--output", str(path), "--json"]
+    arguments = [
+        "export",
+        str(finished),
+        "--arch",
+        ARCH,
+        "--format",
+        "pt2",
+        "--output",
+        str(path),
+        "--json",
+    ]
     assert run(arguments) == 0
     assert json.loads(capsys.readouterr().out)["sqnr_db"] > 90
-    restored = restore(finished, find_model(finished))
+    restored = restore(finished, find_model(finished, arch=ARCH))
     found = torch.export.load(path).module()(restored.images)
     torch.testing.assert_close(found, restored.student(restored.images))
 
@@ -170,7 +184,40 @@ def test_another_model_is_refused(finished, tmp_path, capsys):
 def test_a_damaged_student_is_refused(finished, tmp_path, capsys):
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "student.safetensors").write_bytes(b"no")
-    assert "student.safetensors can't be read" in refused(capsys, "export", str(folder))
+    error = refused(capsys, "export", str(folder), "--arch", ARCH)
+    assert "student.safetensors can't be read" in error
+
+
+def test_code_that_a_folder_names_is_not_run_unasked(finished, tmp_path, capsys, monkeypatch):
+    """Somebody else's folder could name any function of any module that is installed, or in it."""
+    error = refused(capsys, "export", str(finished))
+    assert "built by 'nets:Residual', and what a folder names is not run unasked" in error
+    assert "--arch nets:Residual" in error
+    folder = shutil.copytree(finished, tmp_path / "run")
+    text = (folder / "recipe.toml").read_text()
+    source = f'source = "{finished.parent / "net.pt"}"'
+    assert source in text
+    (folder / "recipe.toml").write_text(text.replace(source, 'source = "canary_of_a_folder:run"'))
+    (folder / "canary_of_a_folder.py").write_text("raise SystemExit('ran')")
+    monkeypatch.chdir(folder)
+    error = refused(capsys, "verify", "model.onnx", "--against", ".", "--arch", ARCH)
+    assert "built by 'canary_of_a_folder:run'" in error
+    assert "--model canary_of_a_folder:run" in error
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ({"other": torch.zeros(4, 3, 16, 16)}, "holds no images"),
+        ({"images": torch.zeros(0, 3, 16, 16)}, "holds no images"),
+        ({"images": torch.full((4, 3, 16, 16), torch.nan)}, "holds no images"),
+        ({"images": torch.zeros(4, 1, 16, 16)}, "have the shape (1, 16, 16), and the run's"),
+    ],
+)
+def test_images_that_are_not_the_runs_are_refused(images, expected, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    save_file(images, folder / "images.safetensors")
+    assert expected in refused(capsys, "export", str(folder), "--arch", ARCH)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +231,8 @@ def test_a_damaged_student_is_refused(finished, tmp_path, capsys):
     ],
 )
 def test_wrong_options(finished, capsys, extra, expected):
-    assert expected in refused(capsys, "export", str(finished), *extra)
+    arch = [] if "--model" in extra else ["--arch", ARCH]
+    assert expected in refused(capsys, "export", str(finished), *arch, *extra)
 
 
 def test_verify_of_no_file(finished, capsys):

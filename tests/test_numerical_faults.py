@@ -157,7 +157,7 @@ def test_a_scale_that_collapses_or_explodes_is_named(value, said):
             p.student.head.weight_quantizer.log_scale[4] = value
 
     engine._calibrate = collapse
-    with pytest.raises(DivergenceError, match=r"training diverged: fine-tuning/") as caught:
+    with pytest.raises(DivergenceError, match=r"training diverged: \w+/student") as caught:
         engine.run()
     where = r"the scale of 'head.weight_quantizer' of the student has gone to"
     assert f"{where} {said}" in caught.value.message or "not finite" in caught.value.message

@@ -12,7 +12,7 @@ from pathlib import Path
 import nets
 import pytest
 from rich.console import Console
-from small_cli import artifacts, small_command
+from small_cli import ARTIFACTS, artifacts, small_command
 
 from fxquant.cli.log import log_to
 from fxquant.cli.main import _safe
@@ -32,7 +32,7 @@ def finished(folder) -> list[str]:
     """The command line of a run that has finished, which prints its results again."""
     arguments = [*small_command(folder), str(folder / "run")]
     shell(" > /dev/null 2> /dev/null", arguments)
-    assert len(artifacts(folder / "run")) == 5
+    assert set(artifacts(folder / "run")) == ARTIFACTS
     return arguments
 
 

@@ -208,7 +208,9 @@ def test_two_bit_types_where_they_are_asked_for():
 @pytest.mark.parametrize("opset", [0, 17, 26, -1])
 def test_an_opset_that_is_not_there_is_refused(opset, tmp_path):
     student = exported("plain", 4, 4).student
-    with pytest.raises(ExportError, match=f"opset {opset} can't be written; expected 18 to 25"):
+    with pytest.raises(
+        ExportError, match=f"opset {opset} can't be written in .*; expected 18 to 25"
+    ):
         export_onnx(student, tmp_path / "m.onnx", input_shape=SHAPE, opset=opset)
     assert not list(tmp_path.iterdir())
 

@@ -23,6 +23,11 @@ def is_named(text: str) -> bool:
     return prefix in _ZOOS or re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", text) is not None
 
 
+def names_code(text: str) -> bool:
+    """Whether `text` names a callable of somebody's own code, which building would run."""
+    return is_named(text) and text.partition(":")[0] not in _ZOOS
+
+
 def short_name(text: str) -> str:
     """What `text` calls the network: a zoo's name for it, or the callable's own name."""
     prefix, _, name = text.partition(":")
