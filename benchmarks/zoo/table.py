@@ -29,9 +29,9 @@ COLUMNS = """
 - *traced*: whole, or how many modules were left out of the graphs; *s*: seconds of one core to
   trace the network and insert everything.
 - *quantized*: share of the multiply-accumulates of convolutions and linear layers that the student
-  does with quantized weights, of all that the untouched network does; counted by PyTorch's
-  dispatcher on both, so what wasn't traced counts as not quantized. Products of two activations,
-  as in attention, are not in it; *products* is their share of all multiply-accumulates.
+  does with quantized weights, counted by PyTorch's dispatcher while it runs, so what wasn't traced
+  counts as not quantized. Not in it are layers whose results the network itself doesn't use, and
+  products of two activations, as in attention; *products* is their share of all.
 - *unrounded*: largest difference between the student without rounding and the teacher, relative
   to the output's largest value.
 - *SQNR*: of the 8-bit student's worst output against the teacher, on images that it wasn't
