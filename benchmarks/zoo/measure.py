@@ -20,7 +20,7 @@ import torchvision  # noqa: F401
 from pytorchcv import model_provider  # noqa: F401
 from torch import Tensor
 
-from fxquant.calibration import calibrate
+from fxquant.calibration import adjust_layers, calibrate
 from fxquant.errors import FxQuantError
 from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.parity import check_parity
@@ -163,7 +163,9 @@ class _Measured:
 
     def calibrate(self) -> None:
         self.network.module.to("meta")  # its memory is needed
-        calibrate(self.prepared.student, self.images(CALIBRATION, 1), estimator=_range)
+        images, student = self.images(CALIBRATION, 1), self.prepared.student
+        calibrate(student, images, estimator=_range)
+        adjust_layers(self.prepared.teacher, student, images, weights=False)
 
     def compare(self) -> None:
         x = self.images(HELD_BACK, 2)

@@ -85,9 +85,16 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _wake(parameter: nn.Parameter) -> None:
-    """Give a parameter that is zero or nearly, such as a layer scale, values that matter."""
-    if parameter.numel() and float(parameter.abs().max()) < TINY:
-        parameter.uniform_(0.2, 0.6) if parameter.dim() < 2 else parameter.normal_(0, 0.5)
+    """Give a parameter that is zero or nearly values that matter.
+
+    That is a layer scale, a bias, a token or the like; a small matrix is small on purpose.
+    """
+    if not parameter.numel() or float(parameter.abs().max()) >= TINY:
+        return
+    if parameter.dim() < 2:
+        parameter.uniform_(0.2, 0.6)
+    elif parameter.shape[0] == 1 or not parameter.any():
+        parameter.normal_(0, 0.5)
 
 
 def _unit_output(settled: set[int]):

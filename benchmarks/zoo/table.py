@@ -34,8 +34,8 @@ COLUMNS = """
   products of two activations, as in attention; *products* is their share of all.
 - *unrounded*: largest difference between the student without rounding and the teacher, relative
   to the output's largest value.
-- *SQNR*: of the 8-bit student's worst output against the teacher, on images that it wasn't
-  calibrated on. *noise*: what is left of 40 dB when noise is added to the teacher's input, which
+- *SQNR*: of the 8-bit student's worst output against the teacher, with ranges and corrected biases
+  from eight other images and no training. *noise*: what is left of 40 dB when noise is added to the teacher's input, which
   tells how much a network amplifies any error.
 - *parity*: SQNR of ONNX Runtime's output with integer kernels against the student's; *integer*:
   convolutions and linear layers in integer kernels, of all in the file.
