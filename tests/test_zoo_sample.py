@@ -6,12 +6,11 @@ import pytest
 import torch
 from zoo import networks, randomize
 from zoo.compare import max_error, outputs, sqnr
-from zoo.macs import MacCounter, share_quantized
+from zoo.macs import MacCounter, shares
 
-from fxquant.calibration import calibrate
+from fxquant.calibration import adjust_layers, calibrate
 from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.parity import check_parity
-from fxquant.graph.insert_quantizers import layer_name, quantized_layers
 from fxquant.graph.prepare import prepare
 from fxquant.spec import QConfig
 
@@ -55,9 +54,9 @@ def test_network_is_quantized_whole_and_stays_close(network, request, tmp_path):
     student = prepared.student
     counter = MacCounter(student)
     counter.run(student, held_back[:1])
-    names = {layer_name(node) for node in quantized_layers(student)}
-    share, missing = share_quantized(original.float, counter, names)
-    assert share >= 0.99, missing
+    found = shares(original, counter)
+    assert found.quantized >= 0.99, found.float_layers
+    assert found.unused < 1e-6
 
     truth = outputs(prepared.teacher, held_back)
     assert max_error(truth, outputs(student, held_back)) < 1e-4
@@ -65,6 +64,7 @@ def test_network_is_quantized_whole_and_stays_close(network, request, tmp_path):
         assert max_error(outputs(network.module, held_back), truth) < 1e-4
 
     calibrate(student, _images(network, 8, 1))
+    adjust_layers(prepared.teacher, student, _images(network, 8, 1), weights=False)
     least = LEAST_SQNR.get(request.node.callspec.params["network"], 20)
     assert sqnr(truth, outputs(student, held_back)) >= least
     path = export_onnx(student, tmp_path / "m.onnx", input_shape=network.input_shape)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -102,22 +103,30 @@ class MacCounter(TorchDispatchMode):
         (self.quantized if owner[1] else self.float)[owner[0]] += macs
 
 
-def share_quantized(
-    original: Counter[str], student: MacCounter, quantized_names: set[str]
-) -> tuple[float, dict[str, float]]:
-    """Share of the original's layer MACs that the student does on quantized weights.
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the multiply-accumulates of a student's layers.
 
-    `original` is what the untouched network does. A layer counts by the share of the student's
-    own calls of it that are quantized; one that the student's graph does not run itself counts by
-    `quantized_names`. Also the share that each layer with any float part misses.
+    `quantized` is that of layers on quantized weights, `float_layers` that of each other layer.
+    `unused` is how much of what the untouched network computes the student leaves out; where both
+    give the same, nothing of it mattered.
     """
-    total = sum(macs for name, macs in original.items() if name != MATMUL)
-    missing = {}
-    for name, macs in original.items():
-        if name == MATMUL:
-            continue
-        good, bad = student.quantized[name], student.float[name]
-        part = good / (good + bad) if good + bad else float(name in quantized_names)
-        if part < 1:
-            missing[name] = (1 - part) * macs / total
-    return 1 - sum(missing.values()), missing
+
+    quantized: float
+    float_layers: dict[str, float]
+    unused: float
+
+
+def shares(original: MacCounter, student: MacCounter) -> Shares:
+    """Compare what the untouched network did with what the student did on the same input."""
+    before, rest = (_layers(c) for c in (original.quantized + original.float, student.float))
+    total = sum(student.quantized.values()) + sum(rest.values())
+    return Shares(
+        quantized=1 - sum(rest.values()) / total,
+        float_layers={name: macs / total for name, macs in rest.items()},
+        unused=max(0.0, 1 - total / sum(before.values())),
+    )
+
+
+def _layers(counts: Counter[str]) -> dict[str, int]:
+    return {name: macs for name, macs in counts.items() if name != MATMUL}

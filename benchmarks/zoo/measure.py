@@ -20,17 +20,16 @@ import torchvision  # noqa: F401
 from pytorchcv import model_provider  # noqa: F401
 from torch import Tensor
 
-from fxquant.calibration import calibrate
+from fxquant.calibration import adjust_layers, calibrate
 from fxquant.errors import FxQuantError
 from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.parity import check_parity
-from fxquant.graph.insert_quantizers import layer_name, quantized_layers
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.ranges import min_max, search
 from fxquant.spec import QConfig, QSpec
 from zoo import networks, randomize
 from zoo.compare import max_error, outputs, sqnr
-from zoo.macs import MATMUL, MacCounter, share_quantized
+from zoo.macs import MATMUL, MacCounter, shares
 
 with suppress(ImportError):
     import timm  # noqa: F401
@@ -112,7 +111,7 @@ class _Measured:
         randomize.randomize(net, self.network.run, self.images(SETTLING, 0))
         counter = MacCounter(net)
         counter.run(self.network.run, self.images(1, 3))
-        self.original = counter.float
+        self.original = counter
         layers = {name: macs for name, macs in counter.float.items() if name != MATMUL}
         self.result |= {
             "input_shape": list(shape),
@@ -154,19 +153,19 @@ class _Measured:
         student = self.prepared.student
         counter = MacCounter(student)
         counter.run(student, self.images(1, 3))
-        names = {layer_name(node) for node in quantized_layers(student)}
-        share, missing = share_quantized(self.original, counter, names)
-        worst = sorted(missing, key=missing.get, reverse=True)[:MOST_NAMED]
-        done = sum(macs for name, macs in (counter.float + counter.quantized).items())
+        found = shares(self.original, counter)
+        by_share = sorted(found.float_layers.items(), key=lambda item: -item[1])
         self.result |= {
-            "share_quantized": share,
-            "float_layers": {name: missing[name] for name in worst},
-            "student_macs": done - counter.float[MATMUL],
+            "share_quantized": found.quantized,
+            "float_layers": dict(by_share[:MOST_NAMED]),
+            "share_unused": found.unused,
         }
 
     def calibrate(self) -> None:
         self.network.module.to("meta")  # its memory is needed
-        calibrate(self.prepared.student, self.images(CALIBRATION, 1), estimator=_range)
+        images, student = self.images(CALIBRATION, 1), self.prepared.student
+        calibrate(student, images, estimator=_range)
+        adjust_layers(self.prepared.teacher, student, images, weights=False)
 
     def compare(self) -> None:
         x = self.images(HELD_BACK, 2)

@@ -66,7 +66,7 @@ def _fill(module: nn.Module) -> None:
     elif _is_norm(module):
         # Betas well above 0 let most ReLUs pass most values: around 0, each layer would amplify
         # any noise by half, which trained networks don't.
-        module.weight.uniform_(0.6, 1.4)
+        module.weight.uniform_(0.5, 1.0)
         module.bias.normal_(1.2, 0.4) if _has_statistics(module) else module.bias.normal_(0, 0.2)
     else:
         for parameter in module.parameters(recurse=False):
@@ -85,9 +85,16 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _wake(parameter: nn.Parameter) -> None:
-    """Give a parameter that is zero or nearly, such as a layer scale, values that matter."""
-    if parameter.numel() and float(parameter.abs().max()) < TINY:
-        parameter.uniform_(0.2, 0.6) if parameter.dim() < 2 else parameter.normal_(0, 0.5)
+    """Give a parameter that is zero or nearly values that matter.
+
+    That is a layer scale, a bias, a token or the like; a small matrix is small on purpose.
+    """
+    if not parameter.numel() or float(parameter.abs().max()) >= TINY:
+        return
+    if parameter.dim() < 2:
+        parameter.uniform_(0.2, 0.6)
+    elif parameter.shape[0] == 1 or not parameter.any():
+        parameter.normal_(0, 0.5)
 
 
 def _unit_output(settled: set[int]):
@@ -118,10 +125,11 @@ def _measured_statistics(settled: set[int]):
             return
         settled.add(mean.data_ptr())
         channels = args[0].transpose(0, 1).flatten(1)
-        seen_var = channels.var(1, unbiased=False)
-        # A channel that hardly varies must not become loud because of it.
-        seen_var = seen_var.clamp(min=0.05 * float(seen_var.mean()) + 1e-6)
+        seen_mean, seen_var = channels.mean(1), channels.var(1, unbiased=False)
+        # A channel that hardly varies, for its neighbours or its mean, must not be made loud.
+        least = torch.maximum(0.05 * seen_var.mean(), 0.1 * seen_mean.square())
+        seen_var = seen_var.maximum(least) + 1e-6
         var.copy_(seen_var * torch.empty_like(var).uniform_(0.7, 1.4))
-        mean.copy_(channels.mean(1) + 0.1 * seen_var.sqrt() * torch.randn_like(mean))
+        mean.copy_(seen_mean + 0.1 * seen_var.sqrt() * torch.randn_like(mean))
 
     return hook
