@@ -13,7 +13,8 @@ from fxquant.graph.candidates import AT_THIS_SIZE, RIGHT, WRONG, Candidate, buil
 from fxquant.graph.failures import Failure, failure
 from fxquant.graph.leaves import HOST, is_leaf
 from fxquant.graph.probes import Call, Probes, clone
-from fxquant.graph.recorder import CalledTwiceError, Recorder, Recording
+from fxquant.graph.recorder import Recorder
+from fxquant.graph.recording import CalledTwiceError, Recording, Way
 
 logger = logging.getLogger(__name__)
 
@@ -155,28 +156,27 @@ class Search:
         self, name: str, calls: list[Call], forced: dict[str, Failure], values: Collection = ()
     ) -> tuple[Candidate | None, Failure | None]:
         """The best of the ways of recording a module, or why there is none."""
-        best, why, augmented = None, None, False
-        for bind_numbers, in_place in ((False, False), (True, False), (False, True)):
-            if (in_place and not augmented) or (bind_numbers and not _has_numbers(calls[0])):
-                continue
-            result = self._record(name, calls[0], forced, values, bind_numbers, in_place)
+        best, why, ways = None, None, [Way()]
+        for way in ways:
+            result = self._record(name, calls[0], forced, values, way)
             if isinstance(result, Failure):
                 why = why or result
-                continue
-            found = build(self.modules[name], result, name, calls, self.leaves)
-            augmented = augmented or result.augmented
-            if found.verdict == RIGHT:
-                return found, None
-            if best is None or best.verdict == WRONG:
-                best = found
+            else:
+                found = build(self.modules[name], result, name, calls, self.leaves)
+                if found.verdict == RIGHT:
+                    return found, None
+                if best is None or best.verdict == WRONG:
+                    best = found
+            if way == Way():
+                ways += _other_ways(self.modules[name], calls[0], result)
         return best, why
 
     def _record(
-        self, name: str, call: Call, forced: dict, values, bind_numbers: bool, in_place: bool
+        self, name: str, call: Call, forced: dict, values: Collection, way: Way
     ) -> Recording | Failure:
         forced = dict(forced)
         while True:
-            recorder = Recorder(self.leaves, forced, values, bind_numbers, in_place)
+            recorder = Recorder(self.leaves, forced, values, way)
             try:
                 return recorder.record(self.modules[name], clone(call.args), clone(call.kwargs))
             except CalledTwiceError as error:
@@ -229,6 +229,14 @@ class Search:
             if tensors and not any(is_inside(name, leaf) for leaf in users):
                 found[name] = tensors
         return found
+
+
+def _other_ways(module: nn.Module, call: Call, result: Recording | Failure) -> list[Way]:
+    """Ways that may do better than a result that is no graph, or not the right one."""
+    failed = isinstance(result, Failure)
+    ways = [Way(plain_buffers=True)] if failed and module._buffers else []
+    ways += [Way(bind_numbers=True)] if _has_numbers(call) else []
+    return ways + ([Way(in_place=True)] if not failed and result.augmented else [])
 
 
 def _has_numbers(call: Call) -> bool:
