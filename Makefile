@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test soak lint zoo clean
 
 help:
 	@echo "make demo   train a small network, forget its data, quantize it to 4 bits (about a minute)"
 	@echo "make test   run the tests"
+	@echo "make soak   kill, fill, damage and fuzz for docs/reliability.md (about an hour)"
 	@echo "make lint   check style and formatting"
+	@echo "make zoo    measure fxquant on 330 networks of three zoos, for docs/zoo.md (an hour and a half)"
 	@echo "make clean  remove the environment, caches and the demo's files"
 	@echo "PYTHON=...  the Python to use, 3.10 or newer (python3)"
 
@@ -19,9 +21,16 @@ demo: $(VENV)/.demo-installed
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest
 
+soak: $(VENV)/.test-installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
+
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Networks that runs/zoo already has are not measured again; remove it to start anew.
+zoo: $(VENV)/.timm-installed
+	PYTHONPATH=benchmarks $(BIN)/python -m zoo --jobs 2 --table docs/zoo.md
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """Quantize two CIFAR-10 ResNet-20s by the command line, as a user would, and make a table of it.
 
 usage: resnet20.py --data DIR [--output DIR] [--seeds 0,1,2] [--only NETWORK:SETTING ...]
-                   [--preset fast|default|paper]
+                   [--preset fast|default|best|paper]
 
 DIR of --data holds the weights, the test images and eval_onnx.py. Each run's folder in --output
 (runs/resnet20) gets what fxquant writes and result.json; a run that has one is not done again.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -26,9 +25,9 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import resnet20_option_a
 import torch
+from machine import machine
 from pytorchcv.model_provider import get_model
 from safetensors.torch import load_file
 from torch import nn
@@ -74,7 +73,9 @@ NETWORKS = {
 }
 SETTINGS = {
     "w8a8": ("--bits", "8"),
+    "w6a6": ("--bits", "6"),
     "w4a4": ("--bits", "4"),
+    "w3a3": ("--bits", "3"),
     "w4a4-no-finetune": ("--bits", "4", "--no-finetune"),
 }
 # One short run shows that the whole-module route gives the same network as the state dict.
@@ -192,7 +193,7 @@ def measure(data: Path, spec: Network, setting: str, folder: Path) -> dict:
         "onnx_bytes": (folder / "model.onnx").stat().st_size,
         "bound_bytes": int(1.10 * parameters * bits / 8 + 40_000),
         "parity": report["parity"],
-        "fxquant_seconds": report["seconds"],
+        "fxquant_seconds": json.loads((folder / "timing.json").read_text())["seconds"],
     }
 
 
@@ -219,16 +220,6 @@ def evaluate_onnx(data: Path, spec: Network, folder: Path) -> tuple[float, np.nd
     command += ["--mean", spec.mean, "--std", spec.std, "--save-logits", logits]
     line = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return float(re.search(r"top1 ([\d.]+)", line)[1]), np.load(logits).argmax(1)
-
-
-def machine() -> str:
-    """Processor, cores and versions in a line."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    versions = f"torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}"
-    return f"{names[0] if names else platform.machine()}, {cores} cores, {device}, {versions}"
 
 
 def write_results(output: Path) -> None:

@@ -55,6 +55,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     if quality["agreement"] is not None:
         rows.append(("same decision, generated images", "", f"{quality['agreement']:.1f} %"))
     rows.append(("SQNR of the output, generated images", "", f"{quality['output_sqnr_db']:.1f} dB"))
+    if quality.get("trust"):
+        rows.append(("trust, as far as can be told without data", "", quality["trust"]["level"]))
     accuracy = report["accuracy"]
     if accuracy:
         what = f"accuracy on {accuracy['data']}"

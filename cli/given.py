@@ -37,6 +37,7 @@ def given_widths(base: Settings | None, options: dict[str, Any]) -> QConfig:
         "act_bits": options["act_bits"] or options["bits"],
         "sum_bits": options["sum_bits"],
         "first_last_bits": options["first_last_bits"],
+        "symmetric_activations": options["symmetric"],
         "layers": tuple(LayerRule.parse(text) for text in options["layers"]),
     }
     config = base.config if base else QConfig()

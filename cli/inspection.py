@@ -33,7 +33,8 @@ def print_inspection(facts: dict[str, Any]) -> None:
 
 
 def _print_layers(page: Page, layers: list[dict[str, Any]]) -> None:
-    reasons = list(dict.fromkeys(_reason(layer) for layer in layers if _reason(layer)))
+    reasons = [layer["kernel_reason"] for layer in layers if layer["kernel_reason"]]
+    reasons = list(dict.fromkeys(reasons))
     page.title("Layers")
     page.table(_LAYERS, [_row(page, layer, reasons) for layer in layers])
     if page.is_terminal:
@@ -42,9 +43,9 @@ def _print_layers(page: Page, layers: list[dict[str, Any]]) -> None:
 
 
 def _row(page: Page, layer: dict[str, Any], reasons: list[str]) -> list[str]:
-    verdict, reason = "yes", _reason(layer)
+    verdict, reason = "yes", layer["kernel_reason"]
     if reason:
-        verdict = "float" if layer["weight_bits"] is None else "no"
+        verdict = "float" if layer["float_reason"] else "no"
         verdict += f" {reasons.index(reason) + 1}" if page.is_terminal else f": {reason}"
     return [
         layer["name"] or "the model",
@@ -56,10 +57,6 @@ def _row(page: Page, layer: dict[str, Any], reasons: list[str]) -> list[str]:
         str(layer["act_bits"] or "-"),
         verdict,
     ]
-
-
-def _reason(layer: dict[str, Any]) -> str | None:
-    return layer["float_reason"] or layer["kernel_reason"]
 
 
 def _print_float(page: Page, facts: dict[str, Any]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 
 import click
 
 from fxquant import __version__
+from fxquant.cli.bench import bench
+from fxquant.cli.export import export
 from fxquant.cli.inspect import inspect
+from fxquant.cli.interrupts import interrupts
 from fxquant.cli.quantize import quantize
+from fxquant.cli.streams import make_streams_sturdy, open_missing_streams
+from fxquant.cli.verify import verify
 from fxquant.errors import FxQuantError
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 3
@@ -29,14 +32,21 @@ def fxquant() -> None:
     """
 
 
-fxquant.add_command(quantize)
-fxquant.add_command(inspect)
+for command in (quantize, inspect, export, verify, bench):
+    fxquant.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(arguments))
+    open_missing_streams()
+    make_streams_sturdy()
+    interrupts.install()
+    code = run(arguments)
+    sys.stdout.flush()
+    if sys.stdout.lost:
+        _say("error", f"the results can't be printed: {sys.stdout.lost}")
+        code = code or EXIT_USAGE
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -60,13 +70,28 @@ def run(arguments: list[str] | None = None) -> int:
             "run the same command again: a quantize run continues from its last checkpoint",
         )
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if not _memory_ran_out(error):
+            raise
+        _say("error", f"memory ran out: {str(error).partition(chr(10))[0] or 'no more to be had'}")
+        _say("hint", "a smaller --input-shape, or smaller numbers in recipe.toml, need less")
+        return EXIT_USAGE
     return code if isinstance(code, int) else 0
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from fxquant.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _say(label: str, text: str) -> None:
     styled = click.style(f"{label}:", fg="red" if label == "error" else "yellow", bold=True)
-    click.echo(f"{styled} {text}", err=True)
+    click.echo(f"{styled} {_safe(text)}", err=True)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _safe(text: str) -> str:
+    """Text that may come out of a file, without what would steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

@@ -29,6 +29,8 @@ class Numbers(click.ParamType):
 SHAPE = Numbers(int, "C,H,W")
 CHANNEL_VALUES = Numbers(float, "R,G,B")
 BITS = click.IntRange(2, 8)
+LAYOUT = click.Choice(["runtime", "portable", "tensorrt"])
+OPSET = click.IntRange(18, 25)
 
 WIDTHS: tuple[Option, ...] = (
     click.option(
@@ -49,11 +51,14 @@ WIDTHS: tuple[Option, ...] = (
         metavar="NAME=BITS",
         help="Width of the layers that a pattern names, or 'float'. Repeatable, last match wins.",
     ),
+    click.option(
+        "--symmetric", is_flag=True, help="Activations on signed grids, without a zero point."
+    ),
 )
 NETWORK: tuple[Option, ...] = (
     click.option(
         "--arch",
-        help="Architecture of a state dict: torchvision:NAME, pytorchcv:NAME or "
+        help="Architecture of a state dict: torchvision:NAME, pytorchcv:NAME, timm:NAME or "
         "package.module:callable.",
     ),
     click.option(
@@ -64,6 +69,12 @@ NETWORK: tuple[Option, ...] = (
         help="Class that a pickled model may load, as package.module.Class. Repeatable.",
     ),
     click.option("--input-shape", type=SHAPE, metavar="C,H,W", help="Shape of one input image."),
+)
+NMS: Option = click.option(
+    "--with-nms",
+    "nms",
+    is_flag=True,
+    help="Let a RetinaNet's ONNX file give detections in place of raw predictions.",
 )
 CONFIG: Option = click.option(
     "--config",

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fxquant.cli.interrupts import interrupts
 from fxquant.datafree.engine import Engine
 from fxquant.run_folder import RunFolder
 
@@ -48,7 +49,8 @@ class ProgressWatcher:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()
 
     def say(self, what: str) -> None:
         """Show work that has no steps to count."""
@@ -75,8 +77,14 @@ class ProgressWatcher:
             self.last_line = time.monotonic()
 
     def checkpoint(self, engine: Engine) -> None:
-        """Between two steps: save where it is time."""
-        self.folder.save_checkpoint(engine)
+        """Between two steps: save where it is time, or where somebody asked to stop."""
+        self.folder.save_checkpoint(engine, now=interrupts.pending)
+        if interrupts.pending:
+            raise KeyboardInterrupt
+
+    def finish(self, engine: Engine) -> None:
+        """Save what all the training came to, before the export."""
+        self.folder.save_checkpoint(engine, now=True)
 
     def _rate(self, done: int) -> str:
         seconds = time.monotonic() - self.started

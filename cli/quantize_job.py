@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fxquant.cli.console import print_json, print_summary, status
 from fxquant.cli.given import given_settings, given_shape, given_widths
+from fxquant.cli.interrupts import interrupts
+from fxquant.cli.log import log_to
 from fxquant.cli.progress import ProgressWatcher
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.exporters.artifacts import export
+from fxquant.exporters.detections import retinanet_of
+from fxquant.exporters.files import Form
 from fxquant.exporters.parity import Parity, require_parity
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.models.load import LoadedModel, load_model
@@ -24,21 +26,37 @@ from fxquant.settings import Settings
 
 def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -> int:
     """Load, train, export and report; the exit code."""
+    report, path = _job(model, output, options)
+    print_json(report) if as_json else print_summary(report, path)
+    require_parity(Parity.from_dict(report["parity"]))
+    return 0
+
+
+def _job(model: str, output: Path | None, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """The report and the folder that it is in."""
     loaded = load_model(model, arch=options["arch"], trust_classes=options["trust_classes"])
+    if options["layout"] == "tensorrt":
+        options["symmetric"] = True  # it takes nothing else
     settings = make_settings(loaded, options)
     evaluation = _evaluation(options, settings)
     facts = {"name": loaded.name, "source": loaded.source, "sha256": model_hash(loaded.module)}
+    if options["arch"]:
+        facts["arch"] = options["arch"]
+    how = {
+        "form": Form(options["layout"] or "runtime", options["opset"], options["nms"]),
+        "program": "pt2" in options["formats"],
+    }
     prepared = prepare(loaded.module, settings.config, settings.input_shape)
+    if options["nms"]:
+        retinanet_of(prepared.student)
     check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
     with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
         if folder.finished:
             status(f"this run has already finished: {folder.path}")
-            report = folder.read_report()
-        else:
-            report = _run(prepared, settings, folder, facts, evaluation)
-        print_json(report) if as_json else print_summary(report, folder.path)
-    require_parity(Parity.from_dict(report["parity"]))
-    return 0
+            if options["layout"] or options["opset"] or options["formats"]:
+                status(f"for another file of it: fxquant export {folder.path}")
+            return folder.read_report(), folder.path
+        return _run(prepared, settings, folder, facts, evaluation, how), folder.path
 
 
 def _run(
@@ -47,14 +65,16 @@ def _run(
     folder: RunFolder,
     facts: dict[str, Any],
     evaluation: EvaluationData | None,
+    how: dict[str, Any],
 ) -> dict[str, Any]:
-    with _log_file(folder.path / LOG), ProgressWatcher(folder) as watcher:
+    with log_to(folder.path / LOG), ProgressWatcher(folder) as watcher:
         state = folder.load_checkpoint()
         if state is not None:
             status(f"continuing an interrupted run in {folder.path}")
-        result = run(prepared, settings, watcher=watcher, state=state)
+        with interrupts.deferred():
+            result = run(prepared, settings, watcher=watcher, state=state)
         watcher.say("export and parity")
-        report = export(result, folder.path, model=facts, evaluation=evaluation)
+        report = export(result, folder.path, model=facts, evaluation=evaluation, **how)
         folder.drop_checkpoint()
     return report
 
@@ -84,20 +104,3 @@ def _evaluation(options: dict[str, Any], settings: Settings) -> EvaluationData |
 def _default_output(loaded: LoadedModel, settings: Settings) -> Path:
     config = settings.config
     return Path(f"{loaded.name}-w{config.weight_bits}a{config.act_bits}")
-
-
-@contextmanager
-def _log_file(path: Path):
-    """Write the package's log to a file while the block runs."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("fxquant")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        handler.close()

@@ -14,7 +14,7 @@ import onnxscript.optimizer
 import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common as passes
-from onnxscript import opset21 as op
+from onnxscript import opset18 as op  # its operators have no attribute that a later one drops
 from torch import Tensor, nn
 
 from fxquant.errors import ExportError
@@ -36,9 +36,9 @@ def capture(frozen: nn.Module, input_shape: Shapes, opset: int) -> ir.Model:
     are named as `fxquant.exporters.signature` says, inputs with a dynamic first dimension `batch`.
     Raises ExportError where torch.export or torch.onnx gives up.
     """
+    program = to_program(frozen, input_shape)
     with _quiet():
         inputs = zeros(input_shape, _EXAMPLES)
-        program = _export(frozen, inputs)
         names = input_names(frozen, len(inputs))
         try:
             model = torch.onnx.export(
@@ -58,11 +58,16 @@ def capture(frozen: nn.Module, input_shape: Shapes, opset: int) -> ir.Model:
     return model
 
 
-def _export(frozen: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch")
+def to_program(frozen: nn.Module, input_shape: Shapes) -> torch.export.ExportedProgram:
+    """The frozen student as torch.export sees it, for any number of images of `input_shape`.
+
+    Raises ExportError where torch.export gives up.
+    """
+    inputs, batch = zeros(input_shape, _EXAMPLES), torch.export.Dim("batch")
     shapes = tuple({0: batch} for _ in inputs)
     try:
-        return torch.export.export(frozen, inputs, dynamic_shapes=shapes, strict=False)
+        with _quiet():
+            return torch.export.export(frozen, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(
             f"torch.export can't take the model with a free batch size: {_reason(error)}",
@@ -86,8 +91,9 @@ def _quantize_dequantize(x, scale, zero_point, qmin: int, qmax: int, axis=None):
     return op.DequantizeLinear(q, scale, zero_point, **where)
 
 
-def _dequantize(q, scale, axis=None):
-    return op.DequantizeLinear(q, scale, axis=1 if axis is None else axis)
+def _dequantize(q, scale, zero_point=None, axis=None):
+    grid = (scale,) if zero_point is None else (scale, zero_point)
+    return op.DequantizeLinear(q, *grid, axis=1 if axis is None else axis)
 
 
 def _constant(value: np.generic):

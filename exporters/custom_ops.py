@@ -1,4 +1,7 @@
-"""The two torch ops of a frozen student, which the exporter translates to ONNX one to one."""
+"""The two torch ops of a frozen student, which the exporter translates to ONNX one to one.
+
+Each is a plain function as well, for programs that have to do without the op.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from torch import Tensor
 from fxquant import numerics
 
 
-@torch.library.custom_op("fxquant::quantize_dequantize", mutates_args=())
-def _quantize_dequantize(
+def quantize_dequantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None
 ) -> Tensor:
     """Round `x` to its grid: QuantizeLinear, a clip to [qmin, qmax], DequantizeLinear.
@@ -21,20 +23,26 @@ def _quantize_dequantize(
     return numerics.dequantize(numerics.quantize(x, scale, offset, qmin, qmax), scale, offset)
 
 
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int | None) -> Tensor:
+    """Real values, float32, of integers: DequantizeLinear; without a zero point it is 0."""
+    scale = _along(scale, q, axis)
+    offset = torch.zeros_like(scale) if zero_point is None else _along(zero_point.float(), q, axis)
+    return numerics.dequantize(q.float(), scale, offset)
+
+
+_quantize_dequantize = torch.library.custom_op(
+    "fxquant::quantize_dequantize", quantize_dequantize, mutates_args=()
+)
+_dequantize = torch.library.custom_op("fxquant::dequantize", dequantize, mutates_args=())
+
+
 @_quantize_dequantize.register_fake
 def _(x, scale, zero_point, qmin, qmax, axis):
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("fxquant::dequantize", mutates_args=())
-def _dequantize(q: Tensor, scale: Tensor, axis: int | None) -> Tensor:
-    """Real values, float32, of integers on a symmetric grid: DequantizeLinear."""
-    scale = _along(scale, q, axis)
-    return numerics.dequantize(q.float(), scale, torch.zeros_like(scale))
-
-
 @_dequantize.register_fake
-def _(q, scale, axis):
+def _(q, scale, zero_point, axis):
     return torch.empty_like(q, dtype=torch.float32)
 
 

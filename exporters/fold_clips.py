@@ -6,39 +6,35 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.exporters.constants import scalar
+from fxquant.exporters.grids import only_reader
 
-_CLIPS = ("Clip", "Max", "Min")
+_CLIPS = ("Clip", "Max", "Min", "Relu")
 
 
 def fold_clips(model: ir.Model) -> int:
-    """Fold each float Clip, Max or Min that only one QuantizeLinear reads; the number folded.
+    """Fold each float Clip, Max, Min or ReLU that only one QuantizeLinear reads; the number folded.
 
     Rounding keeps order, so quantize(clip(x, a, b)) = clip(quantize(x), quantize(a),
     quantize(b)) exactly. With the Clip of a ReLU6 in between, ONNX Runtime would leave the
-    convolution before it in floating point. A Clip of a value that has just been dequantized
+    convolution before it in floating point, and so with a ReLU where the zero point is not the
+    smallest number. A Clip of a value that has just been dequantized
     stays: without it ONNX Runtime would merge the two quantizers into one with a new scale.
     """
     folded = 0
     for clip in [node for node in model.graph if node.op_type in _CLIPS]:
-        quantize = _only_reader(clip, "QuantizeLinear")
+        quantize = only_reader(clip, "QuantizeLinear")
         value, bounds = _float_bounds(clip)
         if quantize is None or bounds is None or _is_dequantized(value):
             continue
         limits = _grid_limits(quantize)
+        if clip.op_type == "Relu" and quantize.inputs[2].const_value.numpy() == limits.min:
+            continue
         low, high = (_quantize(bound, quantize, limits) for bound in bounds)
         quantize.replace_input_with(0, value)
         _tighten(model.graph, quantize, low, high, limits)
         model.graph.remove(clip, safe=True)
         folded += 1
     return folded
-
-
-def _only_reader(node: ir.Node, op_type: str) -> ir.Node | None:
-    output = node.outputs[0]
-    readers = list(output.consumers())
-    if output.is_graph_output() or len(readers) != 1 or readers[0].op_type != op_type:
-        return None
-    return readers[0]
 
 
 def _is_dequantized(value: ir.Value) -> bool:
@@ -48,13 +44,13 @@ def _is_dequantized(value: ir.Value) -> bool:
 def _float_bounds(clip: ir.Node) -> tuple[ir.Value, tuple[float, float] | None]:
     """What is clipped, and its bounds; None for these where they are no float constants."""
     value, limits = clip.inputs[0], list(clip.inputs[1:])
-    if clip.op_type != "Clip":
+    if clip.op_type in ("Max", "Min"):
         # Of two operands that may come in either order, with one bound.
         value, limit = sorted(clip.inputs[:2], key=lambda v: v.const_value is not None)
         if len(clip.inputs) != 2 or limit.const_value is None or limit.const_value.size != 1:
             return value, None
         limits = [limit] if clip.op_type == "Max" else [None, limit]
-    bounds = [-np.inf, np.inf]
+    bounds = [0.0 if clip.op_type == "Relu" else -np.inf, np.inf]
     for i, limit in enumerate(limits):
         if limit is not None:
             if limit.const_value is None or limit.const_value.dtype != ir.DataType.FLOAT:
@@ -75,7 +71,7 @@ def _quantize(x: float, quantize: ir.Node, limits: np.iinfo) -> int:
 
 def _tighten(graph: ir.Graph, quantize: ir.Node, low: int, high: int, limits: np.iinfo) -> None:
     """Clip the integers of `quantize` to [low, high], in the Clip that follows or a new one."""
-    clip = _only_reader(quantize, "Clip")
+    clip = only_reader(quantize, "Clip")
     if clip is not None:
         low = max(low, _bound(clip, 1, limits.min))
         high = min(high, _bound(clip, 2, limits.max))

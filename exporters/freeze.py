@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from fxquant.errors import ExportError
 from fxquant.exporters.custom_ops import DEQUANTIZE, QUANTIZE_DEQUANTIZE
-from fxquant.graph.insert_quantizers import layer_name, quantized_layers
+from fxquant.graph.insert_quantizers import is_activation_quantizer, layer_name, quantized_layers
 from fxquant.graph.insert_taps import Tap
 from fxquant.graph.ops import module_of
 from fxquant.graph.regions import all_nodes, qualify, region_of, regions
@@ -21,6 +21,7 @@ from fxquant.graph.snap_biases import (
     quantize_bias,
 )
 from fxquant.quantizer import Quantizer
+from fxquant.spec import QSpec
 
 
 class FrozenQuantizer(nn.Module):
@@ -30,9 +31,8 @@ class FrozenQuantizer(nn.Module):
         super().__init__()
         spec = quantizer.spec
         self.qmin, self.qmax, self.axis = spec.qmin, spec.qmax, spec.channel_axis
-        zero_point = quantizer.zero_point.round().to(torch.int8 if spec.signed else torch.uint8)
         self.register_buffer("scale", quantizer.scale.detach().clone())
-        self.register_buffer("zero_point", zero_point)
+        self.register_buffer("zero_point", quantizer.zero_point.round().to(_integers(spec)))
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (self.scale, self.zero_point, self.qmin, self.qmax, self.axis)
@@ -43,13 +43,14 @@ class FrozenQuantizer(nn.Module):
 def freeze(student: nn.Module) -> nn.Module:
     """The integer network that `student` stands for: a copy on the CPU, in eval mode.
 
-    Weights are int8 buffers under the names of the parameters that they replace, biases of
-    integer layers int32 buffers, each followed by a visible `fxquant::dequantize`; activation
-    quantizers are `fxquant::quantize_dequantize` with constants; taps are gone. It computes
+    Weights are int8 buffers (uint8 on grids with a zero point) under the names of the parameters
+    that they replace, biases of integer layers int32 buffers, each followed by a visible
+    `fxquant::dequantize`; activation quantizers are `fxquant::quantize_dequantize` with
+    constants; taps are gone. It computes
     what the student does. Raises ExportError where a quantizer is not calibrated or a bias not
     snapped.
     """
-    _check_calibrated(student)
+    _check_quantizers(student)
     frozen = copy.deepcopy(student).cpu().eval().requires_grad_(False)
     _remove_taps(frozen)
     layers = quantized_layers(frozen)
@@ -67,7 +68,7 @@ def freeze(student: nn.Module) -> nn.Module:
     return frozen
 
 
-def _check_calibrated(student: nn.Module) -> None:
+def _check_quantizers(student: nn.Module) -> None:
     called = [node for node in all_nodes(student) if isinstance(module_of(node), Quantizer)]
     if not called:
         raise ExportError("the model holds no quantizers; expected a student made by prepare()")
@@ -76,6 +77,11 @@ def _check_calibrated(student: nn.Module) -> None:
             name = qualify(region_of(node), node.target)
             raise ExportError(
                 f"quantizer '{name}' is not calibrated", "call calibrate(student, images) first"
+            )
+        if is_activation_quantizer(node) and module_of(node).scale.dim():
+            raise ExportError(
+                f"quantizer '{qualify(region_of(node), node.target)}' has a scale for each channel "
+                "of an activation; kernels take one for the whole tensor"
             )
 
 
@@ -113,8 +119,11 @@ def _freeze_weight(layer: Node) -> None:
     owner, attribute = _owner(source)
     weight = getattr(owner, attribute)
     if weight.is_floating_point():  # else an earlier call of the same layer has frozen it
-        _set_buffer(owner, attribute, quantizer.quantize(weight).to(torch.int8))
+        integers = _integers(quantizer.spec)
+        _set_buffer(owner, attribute, quantizer.quantize(weight).to(integers))
         _set_buffer(owner, f"{attribute}_scale", quantizer.scale)
+        if not quantizer.spec.signed:
+            _set_buffer(owner, f"{attribute}_zero_point", quantizer.zero_point.round().to(integers))
     _replace_argument(layer, 1, source.target, quantizer.spec.channel_axis)
     for node in (quantized, source):
         if not node.users:
@@ -135,11 +144,19 @@ def _freeze_bias(layer: Node, bias: tuple[Tensor, Tensor] | None) -> None:
 
 def _replace_argument(layer: Node, index: int, target: str, axis: int | None) -> None:
     """Let the layer read `dequantize(target, target_scale)` as its argument at `index`."""
-    graph = layer.graph
+    graph, owner = layer.graph, region_of(layer).get_submodule(target.rpartition(".")[0])
+    offset = f"{target}_zero_point"
     with graph.inserting_before(layer):
         q, scale = graph.get_attr(target), graph.get_attr(f"{target}_scale")
-        value = graph.call_function(DEQUANTIZE, (q, scale, axis))
+        has_offset = hasattr(owner, offset.rpartition(".")[2])
+        zero_point = graph.get_attr(offset) if has_offset else None
+        value = graph.call_function(DEQUANTIZE, (q, scale, zero_point, axis))
     layer.update_arg(index, value)
+
+
+def _integers(spec: QSpec) -> torch.dtype:
+    """The type that holds the grid, whose sign is the grid's."""
+    return torch.int8 if spec.signed else torch.uint8
 
 
 def _owner(node: Node) -> tuple[nn.Module, str]:

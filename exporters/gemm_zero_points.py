@@ -19,6 +19,8 @@ def gemm_zero_points(model: ir.Model) -> int:
         dequantize = gemm.inputs[1].producer()
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             continue
+        if dequantize.inputs[0].dtype != ir.DataType.INT8:
+            continue
         if len(dequantize.inputs) == 2:
             shape = tuple(dequantize.inputs[1].const_value.shape)
             dequantize.resize_inputs(3)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 
+from fxquant.exporters.external import load_model_without_data
 from fxquant.exporters.runtime import make_session
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -33,7 +34,7 @@ class Kernels:
 def count_kernels(path: str | Path) -> Kernels:
     """Count layers in the file, and integer kernels in what ONNX Runtime makes of it here."""
     after = Counter(node.op_type for node in _optimized(path))
-    before = Counter(node.op_type for node in onnx.load(path).graph.node)
+    before = Counter(node.op_type for node in load_model_without_data(path).graph.node)
     return Kernels(
         convolutions=_total(before, _CONVOLUTIONS),
         convolutions_integer=_total(after, _INTEGER_CONVOLUTIONS),
@@ -43,13 +44,16 @@ def count_kernels(path: str | Path) -> Kernels:
 
 
 def integer_layers(path: str | Path) -> Counter[str]:
-    """How many calls of each layer ONNX Runtime runs in integer kernels here, by layer name."""
+    """How many calls of each layer ONNX Runtime runs in integer kernels here, by layer name.
+
+    Products of two values, which have no weights to be named after, are counted under ''.
+    """
     return Counter(
-        name.removesuffix(_WEIGHT_SCALE)
+        next((name for name in node.input if name.endswith(_WEIGHT_SCALE)), "").removesuffix(
+            _WEIGHT_SCALE
+        )
         for node in _optimized(path)
         if node.op_type in _INTEGER_CONVOLUTIONS | _INTEGER_LINEAR
-        for name in node.input
-        if name.endswith(_WEIGHT_SCALE)
     )
 
 
@@ -58,7 +62,7 @@ def _optimized(path: str | Path) -> list[onnx.NodeProto]:
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         make_session(path, optimized_to=optimized)
-        return list(onnx.load(optimized).graph.node)
+        return list(load_model_without_data(optimized).graph.node)
 
 
 def _total(counts: Counter[str], ops: frozenset[str]) -> int:

@@ -14,11 +14,15 @@ from onnx_ir.passes import common as passes
 from fxquant.exporters.constants import share_scalars
 from fxquant.exporters.fold_clips import fold_clips
 from fxquant.exporters.gemm_zero_points import gemm_zero_points
+from fxquant.exporters.native_types import narrow_activations, narrow_weights
 from fxquant.exporters.pack_weights import pack_weights
+from fxquant.exporters.pool_means import pool_means
 from fxquant.exporters.shield_float import shield_float
 from fxquant.exporters.sink_dequantize import sink_dequantize
 from fxquant.exporters.strip import strip
 from fxquant.exporters.tensor_names import name_tensors
+from fxquant.exporters.tensorrt import center_activations, float_biases, require_tensorrt
+from fxquant.exporters.unsign_activations import unsign_activations
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,8 @@ Pass = Callable[[ir.Model], int]
 # Made for ONNX Runtime's integer kernels: weights packed on disk and cast to int8, activations
 # uint8 with an integer clip to the grid of fewer bits.
 RUNTIME: tuple[Pass, ...] = (
+    pool_means,
+    unsign_activations,
     fold_clips,
     sink_dequantize,
     shield_float,
@@ -37,7 +43,35 @@ RUNTIME: tuple[Pass, ...] = (
     name_tensors,
 )
 
-LAYOUTS: dict[str, tuple[Pass, ...]] = {"runtime": RUNTIME}
+# What any reader of Q/DQ files understands: ONNX's own types, and a Clip where there is none.
+PORTABLE: tuple[Pass, ...] = (
+    pool_means,
+    fold_clips,
+    narrow_weights,
+    pack_weights,
+    narrow_activations,
+    shield_float,
+    gemm_zero_points,
+    share_scalars,
+    strip,
+    name_tensors,
+)
+
+# What TensorRT takes: int8 around zero, float biases.
+TENSORRT: tuple[Pass, ...] = (
+    center_activations,
+    float_biases,
+    share_scalars,
+    strip,
+    name_tensors,
+    require_tensorrt,
+)
+
+LAYOUTS: dict[str, tuple[Pass, ...]] = {
+    "runtime": RUNTIME,
+    "portable": PORTABLE,
+    "tensorrt": TENSORRT,
+}
 
 
 def apply_layout(model: ir.Model, layout: tuple[Pass, ...]) -> dict[str, int]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import onnx
 
+from fxquant.exporters.external import load_model_without_data
 from fxquant.files import write_atomic
 
 
 def mark(path: Path, entries: Mapping[str, str]) -> None:
     """Set entries of the file's `metadata_props`, keeping the others."""
-    model = onnx.load(path)
+    model = load_model_without_data(path)
     kept = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {**kept, **entries})
     content = model.SerializeToString(deterministic=True)

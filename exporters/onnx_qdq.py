@@ -13,20 +13,15 @@ from torch import nn
 
 from fxquant.errors import ExportError
 from fxquant.exporters.capture import capture
+from fxquant.exporters.external import save_model
 from fxquant.exporters.freeze import freeze
 from fxquant.exporters.layouts import LAYOUTS, apply_layout
-from fxquant.files import write_atomic
-from fxquant.graph.insert_quantizers import quantized_layers
-from fxquant.graph.ops import module_of
+from fxquant.exporters.opsets import IR_VERSIONS, choose_opset
+from fxquant.exporters.runtime import make_session
 from fxquant.graph.snap_biases import snap_biases
 from fxquant.inputs import Shapes
 
 logger = logging.getLogger(__name__)
-
-OPSET = 21  # the first with int4; every ONNX Runtime since 1.20 reads it
-OPSET_INT2 = 25  # the first with int2
-# The IR version that onnx released along with each opset; runtimes refuse newer ones.
-_IR_VERSIONS = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
 
 
 def export_onnx(
@@ -45,25 +40,31 @@ def export_onnx(
     `input_shape` is (channels, height, width), or a tuple of such shapes where the model takes
     several inputs. The file's input is `input`, (batch, channels, height, width) with any batch
     size, or those that forward names where there are several; its output is `output`, or
-    `output_0`, ... or the keys of a dict. `metadata` becomes the file's `metadata_props`. `opset`
-    is the oldest that has the types needed: 21, or 25 where weights have 2 bits. Raises
-    ExportError where the student is not calibrated, can't be translated, or the file can't be
-    written; then nothing is written.
+    `output_0`, ... or the keys of a dict. `metadata` becomes the file's `metadata_props`.
+    `layout` is `runtime`, made for ONNX Runtime's integer kernels, `portable`, ONNX's own types
+    for any reader, or `tensorrt`; `opset` the oldest that has the types needed (see
+    `choose_opset`). Raises ExportError where the student is not calibrated, can't be translated
+    or doesn't fit the layout, or where ONNX Runtime can't load the outcome with or without its
+    optimisations, and OutputError where the file can't be written; then nothing is written.
     """
     path = Path(path)
     passes = _layout(layout)
     snap_biases(student)
-    model = capture(freeze(student), input_shape, opset or _opset_for(student))
+    model = capture(freeze(student), input_shape, choose_opset(student, layout, opset))
     apply_layout(model, passes)
     _label(model, {**(metadata or {}), "fxquant.layout": layout})
-    proto = ir.to_proto(model)
+    save_model(ir.to_proto(model), path, _check)
+    return path
+
+
+def _check(path: Path) -> None:
+    """Raise ExportError unless the file is valid ONNX that ONNX Runtime loads."""
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(path, full_check=True)
     except Exception as error:
         raise ExportError(f"the model is no valid ONNX: {error}") from error
-    content = proto.SerializeToString(deterministic=True)
-    write_atomic(path, lambda file: file.write_bytes(content))
-    return path
+    for optimize in (False, True):
+        make_session(path, optimize=optimize)
 
 
 def _layout(name: str):
@@ -72,15 +73,10 @@ def _layout(name: str):
     return LAYOUTS[name]
 
 
-def _opset_for(student: nn.Module) -> int:
-    widths = [module_of(layer.args[1]).spec.bits for layer in quantized_layers(student)]
-    return OPSET_INT2 if 2 in widths else OPSET
-
-
 def _label(model: ir.Model, metadata: Mapping[str, str]) -> None:
     model.producer_name, model.producer_version = "fxquant", _version()
     model.graph.name = "fxquant"
-    model.ir_version = _IR_VERSIONS.get(model.opset_imports[""], model.ir_version)
+    model.ir_version = IR_VERSIONS[model.opset_imports[""]]
     model.metadata_props.update({str(key): str(value) for key, value in metadata.items()})
 
 

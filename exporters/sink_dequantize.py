@@ -7,7 +7,7 @@ import onnx_ir as ir
 from fxquant.exporters.constants import scalar
 
 # Ops that give back numbers of their first input, and take uint8 in ONNX Runtime.
-_MOVES = frozenset(
+MOVES = frozenset(
     {
         "DepthToSpace",
         "Expand",
@@ -42,7 +42,7 @@ def sink_dequantize(model: ir.Model) -> int:
         if node.op_type == "Relu" and _zero_point(source) == 0:
             node.outputs[0].replace_all_uses_with(source.outputs[0])
             model.graph.remove(node, safe=True)
-        elif node.op_type == "Resize" or node.op_type in _MOVES:
+        elif node.op_type == "Resize" or node.op_type in MOVES:
             if not _can_move_integers(node):
                 continue
             _sink(model.graph, node, source)

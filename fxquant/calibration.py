@@ -17,7 +17,7 @@ from fxquant.graph.regions import interpreted, value_name
 from fxquant.inputs import Inputs, as_inputs, split
 from fxquant.quantizer import Quantizer
 from fxquant.ranges import RangeEstimator, search
-from fxquant.rounding import input_curvature, round_weights
+from fxquant.rounding import round_layer
 
 # Images are adjusted on in one batch: as many as 83 of 224 x 224 keep that within some gigabytes.
 MOST_ADJUSTED_PIXELS = 1 << 22
@@ -53,8 +53,9 @@ def calibrate(
 
 
 def _calibrate_weight(weight: Tensor, quantizer: Quantizer, estimator: RangeEstimator) -> None:
-    channels = weight.transpose(0, quantizer.spec.channel_axis).flatten(1)
-    quantizer.set_range(*estimator(channels, quantizer.spec))
+    axis = quantizer.spec.channel_axis
+    rows = weight.reshape(1, -1) if axis is None else weight.transpose(0, axis).flatten(1)
+    quantizer.set_range(*estimator(rows, quantizer.spec))
 
 
 @torch.no_grad()
@@ -151,10 +152,7 @@ class _LayerAdjuster(Interpreter):
             return
         weight = tensor_of(n.args[1].args[0])
         quantizer = self.module.get_submodule(n.args[1].target)
-        curvature = input_curvature(n, self.env[n.args[0]], weight)
-        grouped = weight.reshape(len(curvature), -1, curvature.shape[-1])
-        rounded = round_weights(grouped, curvature, quantizer).reshape(weight.shape)
-        weight.copy_(rounded)
+        weight.copy_(round_layer(n, self.env[n.args[0]], weight, quantizer))
         self.env[n.args[1]] = quantizer(weight)
 
 

@@ -45,6 +45,10 @@ class DivergenceError(FxQuantError):
     """Training produced a value that is not finite."""
 
 
+class ResourceError(FxQuantError):
+    """The machine has not enough memory for what was asked."""
+
+
 class OutputError(FxQuantError):
     """The output folder can't be written, or holds something else."""
 

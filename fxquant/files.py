@@ -1,33 +1,40 @@
-"""Writing files so that none ever looks finished and isn't."""
+"""Writing files so that none ever looks finished and isn't, whatever happens meanwhile."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fxquant.errors import OutputError
+
+# What a killed process leaves behind is told by both.
+PREFIX, SUFFIX = ".fxquant-", ".part"
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
-    On any failure the temporary file is removed and `path` is as it was. Raises OutputError
-    where the folder can't be written.
+    The content is on disk before the name is, so that a loss of power can't part them. On any
+    failure the temporary file is removed and `path` is as it was. Raises OutputError where the
+    folder can't be written.
     """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    with told_as(path):
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f"{PREFIX}{path.name}-", suffix=SUFFIX
+        )
         os.close(handle)
-    except OSError as error:
-        raise OutputError(f"can't write {path}: {error.strerror}") from error
     temporary = Path(name)
     try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+        with told_as(path):
+            write(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -35,6 +42,70 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file in one step."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def staged(folder: Path, *, last: str) -> Iterator[Path]:
+    """A place to write files; when the block ends they move to `folder`, the one named `last` last.
+
+    Where it fails none does. That last one is there only while all are: an old one goes first.
+    Raises OutputError where the folder can't be written.
+    """
+    with told_as(folder):
+        place = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX, suffix=SUFFIX))
+    try:
+        yield place
+        with told_as(folder):
+            (folder / last).unlink(missing_ok=True)
+            for path in sorted(place.iterdir(), key=lambda path: (path.name == last, path.name)):
+                os.replace(path, folder / path.name)
+            _sync_folder(folder)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes had not finished writing into `folder`."""
+    for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder is one that `remove_leftovers` removes."""
+    return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
+
+
+@contextmanager
+def told_as(path: Path) -> Iterator[None]:
+    """Let errors of the operating system in the block be told as OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"can't write {path}: {error.strerror or error}",
+            "once it can be written, the same command goes on where this one stopped",
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put names on disk, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -43,7 +43,8 @@ class _FakeQuantize(torch.autograd.Function):
         q.round_()
         ctx.scale_shape = scale.shape
         if ctx.needs_input_grad[1]:
-            ctx.save_for_backward(inside, q - ratio.mul_(inside))
+            # Not a product: a ratio outside may be infinite.
+            ctx.save_for_backward(inside, q - ratio.masked_fill_(~inside, 0.0))
         else:
             ctx.save_for_backward(inside)
         return q.mul_(scale)
@@ -66,7 +67,8 @@ def scale_and_zero_point(
     larger of |low| / |qmin| and high / qmax, zero point 0. The scale is positive and normal even
     for an empty range, so that a constant zero stays zero.
     """
-    low, high = low.clamp(max=0), high.clamp(min=0)
+    half = torch.finfo(low.dtype).max / 2  # so that high - low is a number
+    low, high = low.clamp(-half, 0), high.clamp(0, half)
     smallest = torch.finfo(low.dtype).tiny * 2**20
     if symmetric:
         scale = torch.maximum(low / qmin, high / qmax).clamp(min=smallest)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxquant.datafree.checks import require_finite
+from fxquant.datafree.checks import require_sound
 from fxquant.datafree.engine import Engine
 from fxquant.datafree.importance import Importance
 from fxquant.datafree.recipe import Recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.datafree.watcher import Watcher
-from fxquant.errors import SettingError
+from fxquant.errors import OutputError, SettingError
 from fxquant.graph.detectors import DetectorNetwork
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.graph.snap_biases import snap_biases
@@ -98,9 +98,20 @@ def train(
         watcher=watcher,
     )
     if state is not None:
-        engine.load_state_dict(state)
+        _continue_from(engine, state)
     engine.run()
     return engine
+
+
+def _continue_from(engine: Engine, state: dict) -> None:
+    try:
+        engine.load_state_dict(state)
+    except Exception as error:
+        raise OutputError(
+            "the state to continue from is not that of this run: "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            "remove checkpoint.pt to begin anew",
+        ) from error
 
 
 def run(
@@ -113,7 +124,7 @@ def run(
     start = time.perf_counter()
     engine = train(prepared, settings, watcher, state)
     student = engine.student.cpu().requires_grad_(False)
-    require_finite(student)
+    require_sound(student)
     snap_biases(student)
     logger.info("trained in %.1f s", time.perf_counter() - start)
     return Result(

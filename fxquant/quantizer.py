@@ -93,6 +93,6 @@ class Quantizer(nn.Module):
             return x.transpose(0, self.spec.channel_axis).flatten(1).float()
         flat = x.flatten().float()
         if flat.numel() <= SAMPLES_PER_BATCH:
-            return flat[None]
+            return flat[None].clone()  # what follows may write into it
         picked = flat[:: flat.numel() // SAMPLES_PER_BATCH + 1]
         return torch.cat([picked, flat.amin()[None], flat.amax()[None]])[None]

@@ -18,20 +18,41 @@ DAMPING = 0.01
 BLOCK = 128
 # A gigabyte of float32.
 MOST_PATCH_VALUES = 1 << 28
+# Inputs of a layer that are weighed against each other, 512 channels of 3 x 3: a square of so many
+# doubles is 170 MB, and rounding holds a handful of them.
+MOST_INPUTS = 4608
 
 
-def input_curvature(layer: Node, x: Tensor, weight: Tensor) -> Tensor:
+def round_layer(layer: Node, x: Tensor, weight: Tensor, quantizer: Quantizer) -> Tensor:
+    """Grid values for the weight of a layer that reads `x`, with little change of its output.
+
+    Arguments are those of `input_curvature`. A layer of more than MOST_INPUTS inputs per output is
+    rounded part by part, each as if the others were exact.
+    """
+    groups = 1 if layer.target is F.linear else layer.args[6]
+    rows = weight.reshape(groups, weight.shape[0] // groups, -1)
+    rounded = []
+    for start in range(0, rows.shape[2], MOST_INPUTS):
+        part = slice(start, start + MOST_INPUTS)
+        curvature = input_curvature(layer, x, weight, part)
+        rounded.append(round_weights(rows[:, :, part], curvature, quantizer))
+    return torch.cat(rounded, 2).reshape(weight.shape)
+
+
+def input_curvature(layer: Node, x: Tensor, weight: Tensor, part: slice = slice(None)) -> Tensor:
     """E[u u^T] of the inputs u that each output of a layer reads, (groups, k, k), k = fan-in.
+
+    Of those inputs, in the order of the weight's, `part` counts alone.
 
     `layer` is a call of F.linear or F.conv2d with (x, weight, bias, stride, padding, dilation,
     groups); `x` its input, (n, channels, height, width) or (n, ..., features).
     """
     if layer.target is F.linear:
-        rows = x.reshape(1, -1, x.shape[-1]).double()
+        rows = x.reshape(1, -1, x.shape[-1])[:, :, part].double()
         return rows.transpose(1, 2) @ rows / rows.shape[1]
     total, count = 0, 0
-    for part in x.split(_images_at_once(x, weight)):
-        columns = _patches(layer, part, weight)
+    for images in x.split(_images_at_once(x, weight)):
+        columns = _patches(layer, images, weight)[:, part]
         total = total + (columns @ columns.transpose(1, 2)).double()
         count += columns.shape[2]
     return total / count
@@ -61,6 +82,8 @@ def round_weights(weight: Tensor, curvature: Tensor, quantizer: Quantizer) -> Te
     (groups, k, k).
     """
     groups, outputs, k = weight.shape
+    if not bool(curvature.isfinite().all()):  # inputs whose squares overflow say nothing
+        return quantizer(weight.reshape(-1, k)).reshape(weight.shape)
     order = curvature.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
     upper = _inverse_factor(curvature, order).to(weight.dtype)
     rest = weight.gather(2, order[:, None].expand_as(weight)).clone()
@@ -81,9 +104,15 @@ def round_weights(weight: Tensor, curvature: Tensor, quantizer: Quantizer) -> Te
 
 
 def _inverse_factor(curvature: Tensor, order: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped, reordered curvature."""
+    """Upper Cholesky factor of the inverse of the damped, reordered curvature.
+
+    The curvature counts up to a factor; one near 1 keeps the inverse of tiny ones finite.
+    """
+    mean = curvature.diagonal(dim1=1, dim2=2).mean(1)
+    factor = torch.ldexp(torch.ones_like(mean), mean.frexp().exponent // 2 * 2)
+    curvature, mean = curvature / factor[:, None, None], mean / factor
     diagonal = curvature.diagonal(dim1=1, dim2=2)
-    damping = DAMPING * diagonal.mean(1).clamp(min=torch.finfo(torch.float64).tiny)
+    damping = torch.where(mean > 0, DAMPING * mean, 1.0)
     h = curvature + torch.diag_embed(damping[:, None].expand_as(diagonal))
     h = h.gather(1, order[:, :, None].expand_as(h)).gather(2, order[:, None].expand_as(h))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))

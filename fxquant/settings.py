@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,15 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+# A settings file of this project has three thousand.
+MOST_BYTES = 1 << 20
+# Parsers take time and memory that grow with the square of a key's parts.
+MOST_DOTS = 200
+_TEXTS = re.compile(r"""\"[^"\n]*\"|'[^'\n]*'""")
+# Numbers in one image: 16 times those of a colour image of 1024 x 1024 pixels.
+MOST_VALUES = 3 << 24
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,14 @@ class Settings:
                 "expected positive whole numbers",
                 "channels first, without the batch: --input-shape 3,32,32",
             )
-        if isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
-            raise SettingError(f"seed is {self.seed}; expected 0 to 2^63 - 1")
+        if math.prod(shape) > MOST_VALUES:
+            raise SettingError(
+                f"input shape {','.join(map(str, shape))} has {math.prod(shape):,} numbers; "
+                f"expected at most {MOST_VALUES:,}"
+            )
+        seed = self.seed
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise SettingError(f"seed is {seed}; expected 0 to 2^63 - 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for TOML and JSON."""
@@ -89,11 +107,33 @@ def _config_from_dict(values: dict[str, Any]) -> QConfig:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a recipe.toml; raises SettingError where it can't be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise SettingError(f"settings file {path} is larger than {MOST_BYTES >> 20} MB")
+        text = content.decode("utf-8")
+        if any(line.count(".") > MOST_DOTS for line in _TEXTS.sub("", text).splitlines()):
+            raise SettingError(f"settings file {path} has a line of more than {MOST_DOTS} dots")
+        values = tomllib.loads(text)
     except FileNotFoundError as error:
         raise SettingError(f"no such settings file: {path}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingError(f"settings file {path} can't be read: {error}") from error
+    # What TOML promises to hold, and what can be shown in a message.
+    if any(isinstance(v, int) and not -(2**63) <= v < 2**63 for v in _leaves(values)):
+        raise SettingError(f"settings file {path} holds a whole number of more than 64 bits")
+    return values
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    """All values in tables and lists that may be nested as deep as a parser goes."""
+    queue = [values]
+    while queue:
+        value = queue.pop()
+        if isinstance(value, dict | list):
+            queue += value.values() if isinstance(value, dict) else value
+        else:
+            yield value
 
 
 def read_settings(path: Path) -> Settings:

@@ -63,9 +63,9 @@ class LayerRule:
     def parse(cls, text: str) -> LayerRule:
         """Read `NAME=BITS` or `NAME=float`."""
         pattern, separator, value = text.rpartition("=")
-        if not separator or not (value == "float" or value.isdecimal()):
+        if not separator or not (value == "float" or (value.isdecimal() and len(value) < 4)):
             raise SettingError(
-                f"layer rule '{text}' can't be read",
+                f"layer rule '{text[:200]}' can't be read",
                 "write NAME=BITS or NAME=float, for example 'features.0=8' or 'classifier.*=float'",
             )
         return cls(pattern, None if value == "float" else int(value))
@@ -90,7 +90,8 @@ class QConfig:
     convolution or linear layer; `sum_bits` that of values that only enter additions,
     concatenations, pooling or the output; `input_bits` that of the network's input.
     `first_last_bits`, where given, overrides the width of the first and last layer. `layers`
-    are rules over qualified module names; the last match wins.
+    are rules over qualified module names; the last match wins. `symmetric_activations` puts them
+    on signed grids around zero, as some accelerators want it: worth half a bit after a ReLU.
     """
 
     weight_bits: int = 4
@@ -99,8 +100,13 @@ class QConfig:
     input_bits: int = 8
     first_last_bits: int | None = None
     layers: tuple[LayerRule, ...] = ()
+    symmetric_activations: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.symmetric_activations, bool):
+            raise SettingError(
+                f"symmetric_activations is {self.symmetric_activations!r}; expected true or false"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_bits") and value is not None:
@@ -118,5 +124,5 @@ class QConfig:
 
     def to_dict(self) -> dict:
         """Plain values for TOML and JSON; rules as `NAME=BITS`."""
-        values = {key: value for key, value in asdict(self).items() if value is not None}
+        values = {key: value for key, value in asdict(self).items() if value not in (None, False)}
         return values | {"layers": [str(rule) for rule in self.layers]}

@@ -1,9 +1,14 @@
 """What all tests share."""
 
+from __future__ import annotations
+
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from model_files import small_net
 
 # On networks this small more threads cost more than they give, and sums come out the same each run.
 torch.set_num_threads(1)
@@ -16,3 +21,38 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real networks in {folder}")
     return folder
+
+
+@pytest.fixture
+def net_file(tmp_path):
+    """A network and the file that it is pickled in."""
+    net = small_net()
+    torch.save(net, tmp_path / "net.pt")
+    return net, tmp_path / "net.pt"
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    """Writes a module of the user's into the working directory; its import leaves a mark."""
+    monkeypatch.chdir(tmp_path)
+    written = []
+
+    def write(name: str, body: str) -> None:
+        mark = f"import pathlib\npathlib.Path({str(tmp_path / f'{name}.imported')!r}).touch()\n"
+        (tmp_path / f"{name}.py").write_text(mark + textwrap.dedent(body))
+        written.append(name)
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def figures(capsys):
+    """Prints what a soak test counted, as it happens: `figures(what, {name: number})`."""
+
+    def show(what: str, numbers: dict) -> None:
+        with capsys.disabled():
+            print(f"\n{what}: " + "; ".join(f"{name} {n}" for name, n in numbers.items()))
+
+    return show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from torch.fx import GraphModule
 
 from fxquant.calibration import calibrate
 from fxquant.exporters.onnx_qdq import export_onnx
+from fxquant.graph.ops import module_of
 from fxquant.graph.prepare import prepare
+from fxquant.graph.regions import all_nodes, region_of
 from fxquant.graph.snap_biases import snap_biases
-from fxquant.spec import QConfig
+from fxquant.quantizer import Quantizer
+from fxquant.spec import QConfig, QSpec
 
 SHAPE = (3, 16, 16)
 
@@ -28,15 +32,61 @@ def noise(count: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Tensor:
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)) + 0.2
 
 
+@dataclass(frozen=True)
+class Kind:
+    """How the grids of a student differ from those that `prepare` makes."""
+
+    symmetric_weights: bool = True
+    channels: bool = True
+    symmetric_activations: bool = False
+
+
 def make_student(
-    model: nn.Module, config: QConfig, shape: tuple[int, ...] = SHAPE, *, snap: bool = True
+    model: nn.Module,
+    config: QConfig,
+    shape: tuple[int, ...] = SHAPE,
+    *,
+    snap: bool = True,
+    kind: Kind | None = None,
 ) -> GraphModule:
     """A calibrated student of `model` in eval mode."""
     student = prepare(model, config, shape).student.eval()
+    if kind is not None:
+        regrid(student, kind)
     calibrate(student, noise(64, shape, seed=1))
     if snap:
         snap_biases(student)
     return student.requires_grad_(False)
+
+
+def regrid(student: GraphModule, kind: Kind) -> None:
+    """Give an uncalibrated student other kinds of grids of the same widths."""
+    for node in all_nodes(student):
+        quantizer = module_of(node)
+        if not isinstance(quantizer, Quantizer):
+            continue
+        spec, channels = QSpec(quantizer.spec.bits, kind.symmetric_activations), None
+        if quantizer.spec.signed:
+            axis, channels = (0, len(quantizer.log_scale)) if kind.channels else (None, None)
+            spec = QSpec(quantizer.spec.bits, kind.symmetric_weights, axis)
+        region_of(node).set_submodule(node.target, Quantizer(spec, channels))
+
+
+def quantizer_nodes(model: onnx.ModelProto, name: str) -> list[onnx.NodeProto]:
+    """The nodes of a file, in order, that quantize and dequantize the named activation."""
+    nodes = list(model.graph.node)
+    (quantize,) = [
+        n for n in nodes if n.op_type == "QuantizeLinear" and n.input[1] == f"{name}.scale"
+    ]
+    before = [n for n in nodes if n.output[0] == quantize.input[0] and f"{name}.scale." in str(n)]
+    after = [n for n in nodes if quantize.output[0] in n.input and n.op_type == "Clip"]
+    end = (after or [quantize])[0].output[0]
+    dequantize = next(
+        n for n in nodes if n.op_type == "DequantizeLinear" and n.input[1] == quantize.input[1]
+    )
+    dequantize = copy.deepcopy(dequantize)
+    dequantize.input[0] = end
+    return [*before, quantize, *after, dequantize]
 
 
 @dataclass(frozen=True)
@@ -57,11 +107,26 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 
 @functools.cache
-def exported(name: str, weight_bits: int, act_bits: int) -> Exported:
+def exported(
+    name: str,
+    weight_bits: int,
+    act_bits: int,
+    layout: str = "runtime",
+    opset: int | None = None,
+    kind: Kind | None = None,
+) -> Exported:
     """One of the test networks as student and file; neither may be changed."""
-    student = make_student(ALL[name](), QConfig(weight_bits, act_bits))
-    path = Path(_folder().name) / f"{name}-{weight_bits}-{act_bits}.onnx"
-    export_onnx(student, path, input_shape=SHAPE, metadata={"fxquant.recipe": "none"})
+    student = make_student(ALL[name](), QConfig(weight_bits, act_bits), kind=kind)
+    what = hash((name, weight_bits, act_bits, layout, opset, kind))
+    path = Path(_folder().name) / f"{name}-{what:x}.onnx"
+    export_onnx(
+        student,
+        path,
+        input_shape=SHAPE,
+        metadata={"fxquant.recipe": "none"},
+        layout=layout,
+        opset=opset,
+    )
     return Exported(student, path)
 
 

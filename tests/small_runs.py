@@ -34,6 +34,9 @@ def shrunk(name: str, preset: str) -> Recipe:
         recipe,
         schedule=schedule,
         sampler=replace(recipe.sampler, latent=8, width=8),
+        reconstruction=replace(
+            recipe.reconstruction, steps=min(recipe.reconstruction.steps, 2), batch=4
+        ),
         polish=replace(recipe.polish, steps=min(recipe.polish.steps, 2), batches=2, batch=8),
         importance=replace(recipe.importance, probes=3, images=6),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fxquant
+from fxquant.settings import read_toml
 
 ROOT = Path(fxquant.__file__).parent
 CORE = sorted(
@@ -31,6 +32,14 @@ def imported_by(*names: str) -> set[str]:
 def test_the_core_is_found():
     assert {"fxquant", "fxquant.numerics", "fxquant.datafree.engine", "fxquant.models"} <= set(CORE)
     assert not any(name.startswith(("fxquant.cli", "fxquant.exporters")) for name in CORE)
+
+
+def test_every_package_is_installed():
+    listed = read_toml(ROOT.parent / "pyproject.toml")["tool"]["setuptools"]["packages"]
+    inside = {
+        name for name in CORE if (ROOT.parent / name.replace(".", "/") / "__init__.py").exists()
+    }
+    assert set(listed) == inside | {"fxquant.cli", "fxquant.exporters"}
 
 
 def test_the_core_imports_neither_the_command_line_nor_onnx():

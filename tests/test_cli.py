@@ -65,7 +65,10 @@ def test_quantize_writes_everything(tmp_path, state_dict, config, labelled, caps
         "report.html",
         "recipe.toml",
         "student.safetensors",
+        "images.safetensors",
+        "timing.json",
         "run.log",
+        ".lock",
     }
     properties = {p.key: p.value for p in onnx.load(out / "model.onnx").metadata_props}
     assert properties["fxquant.recipe"] == "ddaq"

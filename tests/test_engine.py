@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import fxquant
 from fxquant.calibration import calibrate
 from fxquant.datafree import engine as engine_module
-from fxquant.datafree.checks import require_finite
+from fxquant.datafree.checks import require_sound
 from fxquant.datafree.recipe import Polish
 from fxquant.datafree.watcher import SilentWatcher
-from fxquant.errors import DivergenceError, SettingError
+from fxquant.errors import DivergenceError, ModelLoadError, SettingError
 from fxquant.graph.prepare import prepare
 from fxquant.quantizer import Quantizer
 from fxquant.spec import QConfig
@@ -57,10 +57,13 @@ PHASES = {
         "importance": 1,
         "polish": 4,
         "calibration": 1,
+        "reconstruction": 8,
         "fine-tuning": 4,
         "choice": 1,
     },
-    "ddaq without fine-tuning": {"warm-up": 3, "importance": 1, "polish": 4, "calibration": 1},
+    "ddaq without fine-tuning": {
+        **{"warm-up": 3, "importance": 1, "polish": 4, "calibration": 1, "reconstruction": 8},
+    },
     "paper": {"warm-up": 3, "importance": 1, "calibration": 1, "fine-tuning": 4},
     "paper without fine-tuning": {
         **{"warm-up": 3, "importance": 1, "calibration": 1, "adversarial": 2, "recalibration": 1},
@@ -116,9 +119,9 @@ def test_the_losses_of_a_step_add_up_to_its_total():
 def test_images_are_held_back_from_calibration_and_training(name, used, apart, monkeypatch):
     seen = []
 
-    def calibrate_and_tell(student: nn.Module, images: Tensor) -> None:
+    def calibrate_and_tell(student: nn.Module, images: Tensor, **options) -> None:
         seen.append(images)
-        calibrate(student, images)
+        calibrate(student, images, **options)
 
     monkeypatch.setattr(engine_module, "calibrate", calibrate_and_tell)
     engine = make(RECIPES[name])
@@ -128,6 +131,22 @@ def test_images_are_held_back_from_calibration_and_training(name, used, apart, m
     kept = images if engine.replay is None else torch.cat([images, engine.replay.images])
     distances = (kept[:, None] - engine.held_back[None]).flatten(2).abs().amax(2)
     assert distances.min() > 1e-3
+
+
+def test_ranges_are_those_of_the_recipes_estimator():
+    scales = []
+    for ranges in ("search", "min-max"):
+        schedule = replace(RECIPES["zeroq"].schedule, ranges=ranges)
+        engine = make(replace(RECIPES["zeroq"], schedule=schedule))
+        engine.run()
+        scales += [torch.stack([q.scale for q in activation_quantizers(engine.student)])]
+    assert (scales[0] <= scales[1] * (1 + 1e-6)).all()
+    assert (scales[0] < scales[1]).any()
+
+
+def activation_quantizers(student: nn.Module) -> list[Quantizer]:
+    quantizers = [m for m in student.modules() if isinstance(m, Quantizer)]
+    return [q for q in quantizers if q.spec.channel_axis is None]
 
 
 def test_polishing_brings_images_closer_to_the_statistics():
@@ -163,12 +182,12 @@ def test_the_global_generator_is_left_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_nan_in_the_teacher_names_the_curve():
+def test_nan_in_the_teacher_is_told_before_training():
     model = ALL["shared_relu"]()
     with torch.no_grad():
         model.first[0].weight[0, 0, 0, 0] = torch.nan
-    with pytest.raises(DivergenceError, match=r"warm-up/sampler.bn_statistics is nan at step 1"):
-        make(RECIPES["ddaq"], prepare(model, QConfig(), SHAPE)).run()
+    with pytest.raises(ModelLoadError, match=r"'first\.0\.weight' .* not finite: 1 of 216"):
+        make(RECIPES["ddaq"], prepare(model, QConfig(), SHAPE))
 
 
 @pytest.mark.parametrize("name", ["ddaq", "zeroq"])
@@ -179,13 +198,14 @@ def test_nan_in_the_images_names_the_curve(name):
             engine.sampler.network.project.bias[0] = torch.nan
         else:
             engine.sampler.draw()[0, 0, 0, 0] = torch.nan
-    with pytest.raises(DivergenceError, match=r"diverged: warm-up/sampler.* is nan at step 1"):
+    with pytest.raises(DivergenceError, match=r"diverged: warm-up/sampler.* is nan at step 1") as e:
         engine.run()
+    assert "of the generator is not finite" in e.value.message
 
 
 def test_a_diverging_student_names_the_curve_and_what_to_lower():
     recipe = RECIPES["ddaq"]
-    recipe = replace(recipe, schedule=replace(recipe.schedule, student_lr=1e30, scale_lr=1e30))
+    recipe = replace(recipe, schedule=replace(recipe.schedule, student_lr=1e9, scale_lr=1e9))
     with pytest.raises(DivergenceError, match=r"fine-tuning/\S+ is \S+ at step \d") as caught:
         make(recipe).run()
     assert "learning rates" in caught.value.hint
@@ -193,11 +213,11 @@ def test_a_diverging_student_names_the_curve_and_what_to_lower():
 
 def test_a_parameter_that_is_not_finite_is_named():
     p = prepared()
-    require_finite(p.student)
+    require_sound(p.student)
     with torch.no_grad():
         p.student.head.bias[3] = torch.inf
     with pytest.raises(DivergenceError, match=r"head\.bias of the student is not finite"):
-        require_finite(p.student)
+        require_sound(p.student)
 
 
 @pytest.mark.parametrize("name", ["ddaq", "paper", "zeroq"])

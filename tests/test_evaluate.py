@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fxquant.errors import DataError
-from fxquant.report.evaluate import EvaluationData, accuracy
+from fxquant.report.evaluate import EvaluationData, accuracies
 
 SHAPE = (3, 8, 6)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 6, 3), dtype=np.uint8)
@@ -20,12 +20,19 @@ def saved(path, **arrays) -> EvaluationData:
     return EvaluationData(path / "eval.npz")
 
 
+def read(data: EvaluationData, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels, read in batches of at most `size`."""
+    images, labels = zip(*data.batches(size), strict=True)
+    assert all(len(part) <= size for part in images)
+    return np.concatenate(images), np.concatenate(labels)
+
+
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
 def test_good_data_is_normalised_channels_first(kind, tmp_path):
     np.savez_compressed(tmp_path / "eval.npz", images=IMAGES, labels=LABELS.astype(kind))
     data = EvaluationData(tmp_path / "eval.npz", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     data.check(SHAPE)
-    images, labels = data.load()
+    images, labels = read(data, 4)
     assert images.shape == (10, *SHAPE)
     assert (images.dtype, labels.dtype) == (np.float32, np.int64)
     assert abs(images[3, 2, 7, 5] - (IMAGES[3, 7, 5, 2] / 255 - 0.3) / 0.4) < 1e-6
@@ -34,7 +41,7 @@ def test_good_data_is_normalised_channels_first(kind, tmp_path):
 
 def test_one_mean_and_std_serve_all_channels(tmp_path):
     saved(tmp_path, images=IMAGES, labels=LABELS)
-    images, _ = EvaluationData(tmp_path / "eval.npz", (0.5,), (0.25,)).load()
+    images, _ = read(EvaluationData(tmp_path / "eval.npz", (0.5,), (0.25,)), 100)
     assert abs(images[0, 1, 2, 3] - (IMAGES[0, 2, 3, 1] / 255 - 0.5) / 0.25) < 1e-6
 
 
@@ -98,7 +105,7 @@ def test_damage_behind_good_headers_is_told_when_loading(save, tmp_path):
     content[600] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(DataError, match="can't be read"):
-        EvaluationData(path).load()
+        read(EvaluationData(path), 3)
 
 
 def test_mean_and_std_fit_the_channels(tmp_path):
@@ -113,16 +120,39 @@ def test_mean_and_std_fit_the_channels(tmp_path):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 10, 100])
-def test_accuracy_counts_every_image_once(batch):
-    labels = np.array([0, 1, 2, 0, 1, 2, 0])
-    guesses = np.array([0, 1, 2, 2, 2, 2, 1])
-    images = np.eye(3)[guesses]
+def test_accuracy_counts_every_image_once(batch, tmp_path):
+    guesses = np.array([0, 1, 2, 2, 2, 2, 1], dtype=np.uint8)
+    images = np.full((7, 8, 6, 3), guesses[:, None, None, None], dtype=np.uint8)
+    data = saved(tmp_path, images=images, labels=np.array([0, 1, 2, 0, 1, 2, 0]))
     seen = []
 
     def predict(part: np.ndarray) -> np.ndarray:
         seen.append(len(part))
-        return part
+        return np.eye(3)[(part[:, 0, 0, 0] * 255).round().astype(int)]
 
-    assert accuracy(predict, images, labels, batch=batch) == 100 * 4 / 7
+    def zero(part: np.ndarray) -> np.ndarray:
+        return np.eye(3)[np.zeros(len(part), int)]
+
+    models = {"good": predict, "zero": zero}
+    assert accuracies(models, data, batch=batch) == ({"good": 400 / 7, "zero": 300 / 7}, 7)
     assert sum(seen) == 7
     assert max(seen) <= batch
+
+
+def test_fortran_order_and_sizes_that_lie_are_told(tmp_path):
+    with pytest.raises(DataError, match=r"Fortran order; use numpy\.ascontiguousarray"):
+        saved(tmp_path, images=np.asfortranarray(IMAGES), labels=LABELS).check(SHAPE)
+    saved(tmp_path, images=IMAGES, labels=LABELS)
+    with zipfile.ZipFile(tmp_path / "eval.npz") as archive:
+        arrays = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "eval.npz", "w") as archive:
+        for name, content in arrays.items():
+            archive.writestr(name, content.replace(b"(10, 8, 6, 3)", b"(99, 8, 6, 3)"))
+    with pytest.raises(DataError, match="not as large as it claims"):
+        EvaluationData(tmp_path / "eval.npz").check(SHAPE)
+
+
+@pytest.mark.parametrize("values", [((np.nan,), (1.0,)), ((0.0,), (np.nan,)), ((0.0,), (np.inf,))])
+def test_mean_and_std_are_finite(values, tmp_path):
+    with pytest.raises(DataError, match=r"not finite|not above 0"):
+        EvaluationData(tmp_path, *values)

@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes import common as passes
 
 from fxquant.exporters.constants import share_scalars
 from fxquant.exporters.fold_clips import fold_clips
 from fxquant.exporters.gemm_zero_points import gemm_zero_points
 from fxquant.exporters.pack_weights import pack_weights
+from fxquant.exporters.pool_means import pool_means
 from fxquant.exporters.runtime import make_session
 from fxquant.exporters.shield_float import shield_float
 from fxquant.exporters.sink_dequantize import sink_dequantize
@@ -231,3 +233,30 @@ def test_equal_scalars_become_one():
     assert sorted(model.graph.initializers) == ["s", "uint8_15", "uint8_3"]
     np.testing.assert_array_equal(run(model), before)
     assert share_scalars(model) == 0
+
+
+MEAN = "int64[2] axes = {%s}", "%s m = ReduceMean <keepdims = %d> (%s, axes) %s"
+
+
+@pytest.mark.parametrize("axes", ["2, 3", "-1, -2"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_mean_over_a_feature_map_is_a_pooling_with_an_integer_kernel(axes, keep, tmp_path):
+    rest = "p = QuantizeLinear(m, s, z) f = DequantizeLinear(p, s, z) "
+    rest += "y = Neg(f)" if keep else "u = Unsqueeze(f, axes) y = Neg(u)"
+    model = graph(MEAN[0] % axes, MEAN[1] % (DEQUANTIZED, keep, "d", rest))
+    passes.ShapeInferencePass()(model)
+    before = run(model)
+    assert pool_means(model) == 1
+    expected = ["GlobalAveragePool"] + ["Squeeze"] * (not keep)
+    assert ops(model)[2 : 2 + len(expected)] == expected
+    np.testing.assert_allclose(run(model), before, atol=1e-6)
+    assert "QLinearGlobalAveragePool" in kernels(model, tmp_path)
+    assert pool_means(model) == 0
+
+
+@pytest.mark.parametrize("axes", ["1, 2", "0, 3"])
+def test_other_means_stay(axes):
+    model = graph(MEAN[0] % axes, MEAN[1] % ("", True, "x", "y = Neg(m)"))
+    passes.ShapeInferencePass()(model)
+    assert pool_means(model) == 0
+    assert ops(model) == ["ReduceMean", "Neg"]

@@ -13,6 +13,7 @@ from exports import array, exported, noise
 from onnx import numpy_helper
 
 from fxquant.errors import ExportError, ParityError
+from fxquant.exporters.divergence import first_divergence
 from fxquant.exporters.freeze import freeze
 from fxquant.exporters.parity import (
     MIN_SQNR_DB,
@@ -142,3 +143,23 @@ def test_a_file_that_onnx_runtime_refuses_is_an_export_error(tmp_path):
     path.write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"can't load .*m\.onnx"):
         run_onnx(path, IMAGES)
+
+
+def test_what_a_network_enlarges_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    good = exported("residual", 8, 8)
+    path = shutil.copy(good.path, tmp_path / "m.onnx")
+    # As where single roundings grow until the outputs are far apart.
+    monkeypatch.setattr(Difference, "passed", False)
+    parity = check_parity(good.student, path, IMAGES)
+    assert parity.amplified
+    assert parity.passed
+    assert parity.diverges_at is None
+    assert entry(path, "fxquant.parity") == "passed"
+    assert Parity.from_dict(parity.to_dict()) == parity
+
+
+@pytest.mark.parametrize(("factor", "where"), [(1 + 1e-5, None), (1.02, "relu_1")])
+def test_only_integers_off_their_border_count(tmp_path, factor, where):
+    student, path = broken(tmp_path, "relu_1.scale", lambda x: factor * x)
+    found = first_divergence(student, path, IMAGES, optimize=False, min_sqnr_db=20)
+    assert found == (where and f"activation_quantizers.{where}")

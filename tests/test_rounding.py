@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxquant import rounding
 from fxquant.quantizer import Quantizer
-from fxquant.rounding import BLOCK, input_curvature, round_weights
+from fxquant.rounding import BLOCK, input_curvature, round_layer, round_weights
 from fxquant.spec import QSpec
 
 
@@ -129,3 +130,32 @@ def test_inputs_that_are_always_zero_leave_the_nearest_values(dead):
         assert torch.equal(found[:, 4], quantizer(weight)[:, 4])
     else:
         assert torch.equal(found[2:4], quantizer(weight)[2:4])
+
+
+def test_a_wide_layer_is_rounded_in_parts(monkeypatch):
+    x, weight = noise(4, 6, 8, 9), noise(6, 3, 3, 3, seed=1)
+    node = layer_node(F.conv2d, (1, 1), (1, 1), (1, 1), 2)
+    quantizer = weight_quantizer(weight)
+    monkeypatch.setattr(rounding, "MOST_INPUTS", 20)
+    found = round_layer(node, x, weight, quantizer)
+    h, rows = input_curvature(node, x, weight), weight.reshape(2, 3, 27)
+    for part in (slice(0, 20), slice(20, 27)):
+        alone = round_weights(rows[:, :, part], h[:, part, part], quantizer)
+        assert torch.equal(found.reshape(2, 3, 27)[:, :, part], alone)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 2.0**-200, 1e-38, 1e38, 1e200])
+def test_rounding_does_not_depend_on_the_size_of_the_inputs(factor):
+    weight, inputs = noise(1, 4, 9, seed=2), correlated(50, 9).double()
+    curvature = (inputs.T @ inputs / 50)[None]
+    quantizer = weight_quantizer(weight[0])
+    expected = round_weights(weight, curvature, quantizer)
+    assert torch.equal(round_weights(weight, curvature * factor, quantizer), expected)
+
+
+@pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
+def test_inputs_that_say_nothing_leave_the_nearest_values(value):
+    weight = noise(1, 4, 9, seed=2)
+    quantizer = weight_quantizer(weight[0])
+    rounded = round_weights(weight, torch.full((1, 9, 9), value, dtype=torch.float64), quantizer)
+    assert torch.equal(rounded[0], quantizer(weight[0]))

@@ -5,45 +5,39 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxquant.calibration import adjust_layers, calibrate
-from fxquant.datafree.checks import check_recipe
+from fxquant.datafree.checks import check_recipe, find_unsound
 from fxquant.datafree.history import History
 from fxquant.datafree.importance import Importance, measure_importance
 from fxquant.datafree.losses import relative_mse
 from fxquant.datafree.objective import Objective, flatten
 from fxquant.datafree.optimizer import set_learning_rates, student_optimizer
-from fxquant.datafree.recipe import HELD_BACK, Recipe, Sampler, Term
+from fxquant.datafree.phases import Phase
+from fxquant.datafree.recipe import HELD_BACK, Recipe, Term
+from fxquant.datafree.reconstruct import Reconstructor
 from fxquant.datafree.samplers import (
     SAMPLERS,
     GeneratorSampler,
     PixelSampler,
     Replay,
     cosine,
+    make_polisher,
 )
 from fxquant.datafree.watcher import SilentWatcher, Watcher
+from fxquant.errors import DivergenceError
+from fxquant.ranges import ESTIMATORS
 
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 20
 # Share of the calibrated student's error on images held back that the fine-tuned may have left.
-WORTH_TUNING = 0.8
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of the run: `run(step)` is called `total` times."""
-
-    name: str
-    total: int
-    run: Callable[[int], None]
+WORTH_TUNING = 0.9
 
 
 class Engine:
@@ -78,13 +72,18 @@ class Engine:
         self.sampler = make_sampler(
             recipe.sampler, image_shape, schedule.batch, self.rng, self.device
         )
-        self.polisher = self._make_polisher(image_shape)
+        self.polisher = make_polisher(
+            recipe.polish, self.sampler, image_shape, self.rng, self.device
+        )
         self.replay = (
             Replay(schedule.replay, schedule.crop, self.rng, self.device)
             if schedule.replay
             else None
         )
         self.float_weights = copy.deepcopy(self.student.state_dict())
+        self.reconstructor = Reconstructor(
+            self.teacher, self.student, recipe.reconstruction, self.float_weights, self.rng
+        )
         self.optimizer = student_optimizer(self.student)
         self.history = History()
         self.importance: Importance | None = None
@@ -94,15 +93,6 @@ class Engine:
         self.seconds: dict[str, float] = {}
         self.phase_index, self.step = 0, 0
 
-    def _make_polisher(self, image_shape: tuple[int, ...]) -> PixelSampler | None:
-        """Optimises the pixels of what a generator draws, where the recipe asks for it."""
-        polish = self.recipe.polish
-        if not polish.steps:
-            return None
-        start = partial(self.sampler.collect, polish.batch)
-        settings = Sampler("images", lr=polish.lr, betas=(0.9, 0.999))
-        return PixelSampler(settings, image_shape, polish.batch, self.rng, self.device, start)
-
     def run(self) -> None:
         """Go through the phases, from wherever the state stands."""
         phases = self._phases()
@@ -111,18 +101,29 @@ class Engine:
             self.watcher.phase(phase.name, phase.total)
             start = time.perf_counter()
             while self.step < phase.total:
-                phase.run(self.step)
+                phase.run_step(self.step, self.recipe.schedule.batch, self.device)
                 self.step += 1
                 if self.step % FLUSH_EVERY == 0 or self.step == phase.total:
-                    self.watcher.step(self.step, self.history.flush())
+                    self.watcher.step(self.step, self._flush())
                     now = time.perf_counter()
                     self.seconds[phase.name] = self.seconds.get(phase.name, 0.0) + now - start
                     start = now
-                    self.watcher.checkpoint(self)
+                self.watcher.checkpoint(self)
             logger.info(
                 "phase %s: %d steps in %.1f s", phase.name, phase.total, self.seconds[phase.name]
             )
             self.phase_index, self.step = self.phase_index + 1, 0
+        self.watcher.finish(self)
+
+    def _flush(self) -> dict[str, float]:
+        """The newest losses; raises DivergenceError that names what is not finite."""
+        try:
+            return self.history.flush()
+        except DivergenceError as error:
+            images = getattr(self.sampler, "network", None) or self.sampler.images
+            where = find_unsound({"generator": images, "student": self.student})
+            where = where or "all parameters are finite still, so a loss overflowed"
+            raise DivergenceError(f"{error.message}; {where}", error.hint) from error
 
     def _phases(self) -> list[Phase]:
         """What the recipe asks for, in order; phases without steps are left out."""
@@ -138,6 +139,7 @@ class Engine:
             Phase("calibration", 1, self._calibrate),
             Phase("adversarial", adversarial, self._adversarial),
             Phase("recalibration", int(adversarial > 0), self._calibrate),
+            Phase("reconstruction", self.reconstructor.total, self._reconstruct),
             Phase("fine-tuning", schedule.steps, self._fine_tune),
             Phase("choice", int(fine_tunes and schedule.keep_closer), self._keep_the_closer),
         ]
@@ -173,7 +175,11 @@ class Engine:
         schedule = self.recipe.schedule
         self.student.load_state_dict(self.float_weights)
         images = self._kept_images(max(schedule.calibration_images, schedule.replay))
-        calibrate(self.student, images[: schedule.calibration_images])
+        calibrate(
+            self.student,
+            images[: schedule.calibration_images],
+            estimator=ESTIMATORS[schedule.ranges],
+        )
         if schedule.round_weights or schedule.correct_biases:
             adjust_layers(
                 self.teacher,
@@ -182,10 +188,9 @@ class Engine:
                 weights=schedule.round_weights,
                 biases=schedule.correct_biases,
             )
-        if schedule.steps:
-            self.calibrated = copy.deepcopy(self.student.state_dict())
-            if self.replay is not None:
-                self.replay.add(images[: schedule.replay])
+        self.reconstructor.begin(images)
+        if self.replay is not None:
+            self.replay.add(images[: schedule.replay])
 
     def _kept_images(self, count: int) -> Tensor:
         """Images to calibrate and train on; others are held back.
@@ -200,6 +205,9 @@ class Engine:
         self.held_back = images[len(images) - apart :]
         return images[: len(images) - apart][:count]
 
+    def _reconstruct(self, step: int) -> None:
+        self.history.add("reconstruction", self.reconstructor.step(step))
+
     def _adversarial(self, step: int) -> None:
         """The sampler against a student that stays as it was calibrated."""
         self._sampler_step("adversarial", self.recipe.sample_terms, 0.1)
@@ -208,6 +216,7 @@ class Engine:
         """Algorithm 1 of the paper: a sampler step where one is due, then a student step."""
         schedule = self.recipe.schedule
         if step == 0:
+            self.calibrated = copy.deepcopy(self.student.state_dict())
             set_learning_rates(self.optimizer, self.student, schedule)
         rate = cosine(step, schedule.steps)
         if step % schedule.sampler_every == 0:
@@ -275,7 +284,8 @@ class Engine:
         return total
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later process needs to continue exactly here."""
+        """All that a later process needs to continue exactly here; raises DivergenceError."""
+        self._flush()
         return {
             "phase_index": self.phase_index,
             "step": self.step,
@@ -288,6 +298,7 @@ class Engine:
             "history": self.history.state_dict(),
             "importance": self.importance and vars(self.importance),
             "held_back": self.held_back,
+            "reconstructor": self.reconstructor.state_dict(),
             "calibrated": self.calibrated,
             "kept": self.kept,
             "seconds": self.seconds,
@@ -305,6 +316,7 @@ class Engine:
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
         self.history.load_state_dict(state["history"])
+        self.reconstructor.load_state_dict(state["reconstructor"], self.step)
         self.calibrated, self.kept = state["calibrated"], state["kept"]
         if state["importance"]:
             self.importance = Importance(**state["importance"])

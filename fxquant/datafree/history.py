@@ -37,14 +37,15 @@ class History:
                 step = len(self.curves.get(name, ())) + 1
                 raise DivergenceError(
                     f"training diverged: {name} is {number} at step {step}",
-                    "lower the learning rates (sampler.lr, schedule.student_lr) in recipe.toml",
+                    "lower the learning rates (sampler.lr, schedule.student_lr, "
+                    "reconstruction.rounding_lr) in recipe.toml",
                 )
             self.curves.setdefault(name, []).append(number)
         return dict(zip(names, numbers, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         self.flush()
-        return {"curves": self.curves}
+        return {"curves": {n: torch.tensor(v, dtype=torch.float64) for n, v in self.curves.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.curves = {name: list(values) for name, values in state["curves"].items()}
+        self.curves = {name: values.tolist() for name, values in state["curves"].items()}

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from fxquant.errors import SettingError
+from fxquant.ranges import ESTIMATORS
 
 TERMS = ("bn_statistics", "input_statistics", "features", "output")
 WEIGHTINGS = ("none", "layer", "sample")
@@ -14,9 +15,23 @@ WEIGHTINGS = ("none", "layer", "sample")
 HELD_BACK = 128
 
 
+# Beyond any use, and still a number that arithmetic can take.
+LARGEST = 10**9
+
+
 def _require(condition: bool, message: str, hint: str | None = None) -> None:
     if not condition:
         raise SettingError(message, hint)
+
+
+def _check_numbers(part: object, where: str) -> None:
+    """Raise SettingError for a field that is not finite or absurdly large."""
+    for item in fields(part):
+        value = getattr(part, item.name)
+        if isinstance(value, int | float):  # NaN is not below anything
+            _require(
+                abs(value) <= LARGEST, f"{where}.{item.name} is {value}; expected at most {LARGEST}"
+            )
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,7 @@ class Term:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
+        _check_numbers(self, f"term '{self.loss}'")
         _require(self.loss in TERMS, f"unknown loss '{self.loss}'", f"one of {', '.join(TERMS)}")
         _require(
             self.weighting in WEIGHTINGS,
@@ -69,6 +85,7 @@ class Sampler:
     batches: int = 1
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "sampler")
         _require(
             self.kind in ("generator", "images"),
             f"unknown sampler '{self.kind}'",
@@ -94,8 +111,9 @@ class Schedule:
     calibrated, fixed student where it is not fine-tuned; `steps`: student steps, 0 for
     calibration only; `sampler_every`: student steps per sampler step. `replay`: images kept for
     the student to train on, 0 to draw fresh ones each step; `crop`: pixels by which a replayed
-    image is shifted at most, beside being mirrored. `round_weights` and `correct_biases` adjust
-    the layers in closed form when calibrating (`fxquant.calibration.adjust_layers`).
+    image is shifted at most, beside being mirrored. `ranges` says how a quantizer's range follows
+    from the values on `calibration_images` (`fxquant.ranges.ESTIMATORS`). `round_weights` and
+    `correct_biases` adjust the layers in closed form (`fxquant.calibration.adjust_layers`).
     `student_lr` is in steps of each layer's own grid, `scale_lr` that of the scales' logarithms;
     both follow half a cosine to 0. `keep_closer` goes back to the calibrated student where
     fine-tuning brought it no closer on images held back.
@@ -111,15 +129,23 @@ class Schedule:
     replay: int = 0
     crop: int = 0
     calibration_images: int = 512
+    ranges: str = "search"
     round_weights: bool = True
     correct_biases: bool = True
     keep_closer: bool = True
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "schedule")
         for name in ("batch", "sampler_every", "calibration_images"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected above 0")
+        _require(
+            self.ranges in ESTIMATORS,
+            f"unknown range estimator '{self.ranges}'",
+            f"one of {', '.join(ESTIMATORS)}",
+        )
         for item in fields(self):
-            _require(getattr(self, item.name) >= 0, f"{item.name} must not be negative")
+            value = getattr(self, item.name)
+            _require(item.name == "ranges" or value >= 0, f"{item.name} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -136,9 +162,39 @@ class Polish:
     lr: float = 0.05
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "polish")
         _require(self.steps >= 0, f"polish.steps is {self.steps}; expected at least 0")
         for name in ("batches", "batch", "lr"):
             _require(getattr(self, name) > 0, f"polish.{name} is {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How units are reconstructed after calibration: see `fxquant.datafree.reconstruct`.
+
+    `steps` for each unit, 0 for none, on batches of `batch`. `rounding_lr` is that of AdaRound's
+    variables, `scale_lr` that of the scales' logarithms, `bias_lr` is in steps of the layer's
+    grid; the last two follow half a cosine to 0. `drop`: share of values that stay in floating
+    point (QDrop). `decide` weighs AdaRound's regulariser, after a share `free` of the steps.
+    """
+
+    steps: int = 0
+    batch: int = 32
+    rounding_lr: float = 1e-2
+    scale_lr: float = 1e-3
+    bias_lr: float = 1e-2
+    drop: float = 0.5
+    decide: float = 1e-2
+    free: float = 0.2
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            _require(value >= 0, f"reconstruction.{item.name} is {value}; expected at least 0")
+        _require(self.batch >= 1, f"reconstruction.batch is {self.batch}; expected above 0")
+        for name in ("drop", "free"):
+            value = getattr(self, name)
+            _require(value < 1, f"reconstruction.{name} is {value}; expected a share below 1")
 
 
 @dataclass(frozen=True)
@@ -151,6 +207,7 @@ class ImportanceSettings:
     normalize: str = "mean"
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "importance")
         _require(
             self.method in ("gauss-newton", "hessian"),
             f"unknown importance method '{self.method}'",
@@ -162,6 +219,7 @@ class ImportanceSettings:
             "mean, max, rank or none",
         )
         _require(self.probes >= 2, f"importance probes is {self.probes}; expected at least 2")
+        _require(self.images >= 1, f"importance images is {self.images}; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -174,9 +232,14 @@ class Recipe:
     student_terms: tuple[Term, ...] = ()
     schedule: Schedule = field(default_factory=Schedule)
     polish: Polish = field(default_factory=Polish)
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
     importance: ImportanceSettings = field(default_factory=ImportanceSettings)
 
     def __post_init__(self) -> None:
+        _require(
+            self.name.isprintable() and 0 < len(self.name) <= 100,
+            f"the recipe's name is {self.name[:100]!a}; expected 1 to 100 printable characters",
+        )
         for key in ("sample_terms", "student_terms"):
             names = [term.loss for term in getattr(self, key)]
             twice = [name for name in names if names.count(name) > 1]
@@ -239,6 +302,7 @@ _PARTS = {
     "sampler": Sampler,
     "schedule": Schedule,
     "polish": Polish,
+    "reconstruction": Reconstruction,
     "importance": ImportanceSettings,
 }
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fxquant.datafree.recipe import ImportanceSettings, Polish, Recipe, Sampler, Schedule, Term
+from fxquant.datafree.recipe import (
+    ImportanceSettings,
+    Polish,
+    Recipe,
+    Reconstruction,
+    Sampler,
+    Schedule,
+    Term,
+)
 from fxquant.errors import SettingError
 
 # Li et al., 2022, Algorithm 1: one generator step, then one student step on a fresh draw;
@@ -42,39 +50,43 @@ _ZEROQ = Recipe(
 )
 
 # What helps most for its time, beside the paper: pixels of the generator's images are optimised
-# before they are kept; weights are rounded for their layers' outputs; stored images are replayed,
-# shifted and mirrored; the output is distilled beside the features.
-_DISTILL = (Term("features", 1.0, weighting="layer"), Term("output", 1.0))
+# before they are kept; weights are rounded for their layers' outputs, then for those of their
+# units; stored images are replayed, shifted and mirrored; the output is distilled beside the
+# features.
+_FAST = replace(
+    _DDAQ,
+    student_terms=(Term("features", 1.0, weighting="layer"), Term("output", 1.0)),
+    polish=Polish(steps=30, batches=3),
+    schedule=Schedule(
+        warmup=100,
+        adversarial=0,
+        steps=60,
+        sampler_every=10,
+        replay=512,
+        crop=2,
+        student_lr=2e-2,
+        scale_lr=1e-3,
+    ),
+    reconstruction=Reconstruction(steps=120, rounding_lr=2e-2),
+    importance=ImportanceSettings(probes=10),
+)
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "ddaq": {
         "paper": _DDAQ,
+        "fast": _FAST,
         "default": replace(
-            _DDAQ,
-            student_terms=_DISTILL,
-            polish=Polish(steps=40, batches=8),
-            schedule=Schedule(
-                warmup=200,
-                adversarial=0,
-                steps=300,
-                sampler_every=10,
-                replay=1024,
-                crop=2,
-            ),
+            _FAST,
+            polish=Polish(steps=40, batches=6),
+            schedule=replace(_FAST.schedule, warmup=150, steps=300, replay=1024),
+            reconstruction=Reconstruction(steps=250, rounding_lr=2e-2),
+            importance=ImportanceSettings(probes=20),
         ),
-        "fast": replace(
-            _DDAQ,
-            student_terms=_DISTILL,
-            polish=Polish(steps=40, batches=3),
-            schedule=Schedule(
-                warmup=150,
-                adversarial=0,
-                steps=100,
-                sampler_every=8,
-                replay=512,
-                crop=2,
-                calibration_images=256,
-            ),
+        "best": replace(
+            _FAST,
+            polish=Polish(steps=60, batches=9),
+            schedule=replace(_FAST.schedule, warmup=200, steps=800, replay=2048),
+            reconstruction=Reconstruction(steps=600, rounding_lr=1e-2),
             importance=ImportanceSettings(probes=20),
         ),
     },

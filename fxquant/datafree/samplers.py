@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxquant.datafree.generator import Generator, sample_latent
-from fxquant.datafree.recipe import Sampler
+from fxquant.datafree.recipe import Polish, Sampler
 
 
 def cosine(step: int, total: int) -> float:
@@ -124,6 +124,21 @@ def _pixel_noise(shape: tuple[int, ...], rng: torch.Generator, device: torch.dev
     """Uniform noise of 8-bit pixels, centred and scaled as ZeroQ does (about +-0.0235)."""
     pixels = torch.randint(0, 256, shape, generator=rng)
     return ((pixels.float() - 127.5) / 5418.75).to(device)
+
+
+def make_polisher(
+    settings: Polish,
+    sampler: GeneratorSampler,
+    image_shape: tuple[int, ...],
+    rng: torch.Generator,
+    device: torch.device,
+) -> PixelSampler | None:
+    """Optimises the pixels of what a generator draws, where the recipe asks for it."""
+    if not settings.steps:
+        return None
+    start = partial(sampler.collect, settings.batch)
+    adam = Sampler("images", lr=settings.lr, betas=(0.9, 0.999))
+    return PixelSampler(adam, image_shape, settings.batch, rng, device, start)
 
 
 def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:

@@ -20,6 +20,9 @@ class Watcher(Protocol):
     def checkpoint(self, engine: Engine) -> None:
         """The engine is between two steps, and its `state_dict` may be saved."""
 
+    def finish(self, engine: Engine) -> None:
+        """All phases are done; what is saved now spares whoever continues all of them."""
+
 
 class SilentWatcher:
     """Says nothing."""
@@ -31,4 +34,7 @@ class SilentWatcher:
         """Nothing."""
 
     def checkpoint(self, engine: Engine) -> None:
+        """Nothing."""
+
+    def finish(self, engine: Engine) -> None:
         """Nothing."""

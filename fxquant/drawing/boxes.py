@@ -1,6 +1,6 @@
 """From a student's graph to boxes: one an op, with quantizers and taps as marks on them.
 
-A ReLU that nothing else comes between joins the box of the op before it, as in the kernels, and
+A ReLU or clip that nothing comes before joins the box of the op before it, as in the kernels, and
 what does nothing in evaluation (dropout, identity) has no box.
 """
 
@@ -16,12 +16,11 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, Tap, is_tap
-from fxquant.graph.ops import kind, module_of
+from fxquant.graph.ops import LIMITS, kind, module_of
 from fxquant.graph.prepare import Prepared
-from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import REGION, all_nodes, qualify, region_of, regions
 from fxquant.quantizer import Quantizer
-from fxquant.report.floating import module_path
+from fxquant.report.floating import operation, reason_between
 from fxquant.report.layers import Layer
 
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -33,15 +32,16 @@ class Box:
     """One op of the graph, and what is told about it.
 
     `sources` are the numbers of the boxes that it reads, in order; `bits` the width of the value
-    that it gives, None in floating point; `row` the facts about a layer; `taps` names by group;
-    `reason` why it computes in floating point; `path` the module that it belongs to.
+    that it gives, None in floating point; `limit` the ReLU or clip that it ends with; `row` the
+    facts about a layer; `taps` names by group; `reason` why it computes in floating point; `path`
+    the module that it belongs to.
     """
 
     node: Node
     path: str
     sources: list[int] = field(default_factory=list)
     bits: int | None = None
-    relu: bool = False
+    limit: str | None = None
     row: dict[str, Any] | None = None
     reason: str | None = None
     taps: dict[str, list[str]] = field(default_factory=dict)
@@ -109,17 +109,18 @@ class _Folder:
         if isinstance(module, Tap):
             self.boxes[box].taps.setdefault(FEATURE_TAPS, []).append(module.name)
             return True
-        source = node.args[0] if node.args else None
+        source = first_argument(node)
         if isinstance(module, _NOTHING) or node.target in _NO_FUNCTION or _takes_out(node, source):
             return True
         joined = (
-            kind(node) == "relu"
+            kind(node) in LIMITS
             and isinstance(source, Node)
             and source is self.boxes[box].node
             and len(source.users) == 1
             and kind(source) not in ("placeholder", "move")
         )
-        self.boxes[box].relu |= joined
+        if joined:
+            self.boxes[box].limit = "ReLU" if kind(node) == "relu" else operation(node)
         return joined
 
     def _box(self, node: Node, read: list[int]) -> Box:
@@ -129,7 +130,7 @@ class _Folder:
             sources=list(dict.fromkeys(read)),
             bits=self._bits_moved(node, read),
             row=self.row_of.get(node),
-            reason=None if node in self.row_of else float_reason(node),
+            reason=None if node in self.row_of else reason_between(node),
         )
 
     def _bits_moved(self, node: Node, read: list[int]) -> int | None:
@@ -151,7 +152,15 @@ def carries(node: Node) -> bool:
         return True
     if isinstance(module_of(node), Quantizer) or node.op == "get_attr":
         return False
-    return any(_takes_out(user, node) and carries(user) for user in node.users)
+    return any(
+        first_argument(user) is node and _takes_out(user, node) and carries(user)
+        for user in node.users
+    )
+
+
+def first_argument(node: Node) -> object:
+    """The first positional argument of a node; None where it has none."""
+    return node.args[0] if node.args else None
 
 
 def _takes_out(node: Node, source: object) -> bool:
@@ -164,5 +173,8 @@ def _takes_out(node: Node, source: object) -> bool:
 
 def _path(node: Node) -> str:
     """Qualified name of the module that a node calls, or whose forward has it."""
-    layer = node.meta.get("layer", node.target if node.op == "call_module" else None)
-    return module_path(node) if layer is None else qualify(region_of(node), str(layer))
+    path = node.meta.get("layer", node.target if node.op == "call_module" else None)
+    if path is None:
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        path = stack[-1][0] if stack else ""
+    return qualify(region_of(node), str(path))

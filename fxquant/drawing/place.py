@@ -9,7 +9,7 @@ from fxquant.drawing.coordinates import assign_x
 from fxquant.drawing.frames import choose_frames
 from fxquant.drawing.layered import Layered, layered
 from fxquant.drawing.order import reduce_crossings
-from fxquant.drawing.tighten import tighten
+from fxquant.drawing.tighten import straighten, tighten
 
 LANE = 4.0
 ROW_GAP, MOST_GAP = 28.0, 64.0
@@ -80,6 +80,7 @@ def place(
     reduce_crossings(graph)
     x = assign_x(graph)
     tighten(graph, x)
+    straighten(graph, x)
     left = min((place - width / 2 for place, width in zip(x, graph.widths, strict=True)), default=0)
     x = [place - left + FRAME_MARGIN for place in x]
     frames = choose_frames(paths)

@@ -162,7 +162,7 @@ def _size(box: Box) -> tuple[float, float]:
 
 def _box(box: Box, rect: Rect) -> str:
     look = words.style(box)
-    if box.row is not None and box.row["weight_bits"] and not box.row["integer_kernel"]:
+    if box.row is not None and box.row["kernel_reason"] and look != "float":
         look += " slow"
     title, detail = words.title(box), words.detail(box)
     x = rect.x + PADDING

@@ -77,3 +77,21 @@ def _wanted(graph: Layered, x: list[float], block: list[int]) -> float | None:
     boxes = [e for v, e in ends if not graph.is_lane(v) and not graph.is_lane(e)]
     places = [x[end] for end in (boxes or [end for _, end in ends])]
     return median(places) if places else None
+
+
+def straighten(graph: Layered, x: list[float]) -> None:
+    """Put vertices that are alone on their rank below each other, in place.
+
+    What lies between two of them is moved as a whole, its ends' middle below the upper one: else
+    a deep network drifts to one side.
+    """
+    alone = [level for level, rank in enumerate(graph.ranks) if len(rank) == 1]
+    place = {level: x[graph.ranks[level][0]] for level in alone}
+    for upper, lower in pairwise([-1, *alone, len(graph.ranks)]):
+        ends = [place[level] for level in (upper, lower) if level in place]
+        shift = sum(ends) / len(ends) if ends else 0.0
+        for rank in graph.ranks[upper + 1 : lower]:
+            for vertex in rank:
+                x[vertex] -= shift
+    for level in alone:
+        x[graph.ranks[level][0]] = 0.0

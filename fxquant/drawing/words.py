@@ -6,11 +6,12 @@ from torch.fx import Node
 
 from fxquant.drawing.boxes import Box
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS
-from fxquant.graph.ops import kind, module_of
+from fxquant.graph.ops import is_transposed, kind, module_of
 from fxquant.report.floating import operation
 from fxquant.report.formats import amount
 
 TIMES, ARROW, DOT = "\N{MULTIPLICATION SIGN}", "\N{RIGHTWARDS ARROW}", " \N{MIDDLE DOT} "
+WIDTHS = (("W", "weight"), ("A", "act"))
 _CONV_ARGUMENTS = {"stride": 3, "dilation": 5, "groups": 6}
 _TRANSPOSED_ARGUMENTS = {"stride": 3, "groups": 6, "dilation": 7}
 
@@ -24,7 +25,7 @@ def title(box: Box) -> str:
     if box.node.op == "placeholder":
         return f"input {box.node.target}"
     name = operation(box.node)
-    return name if box.node.op == "output" or not box.relu else f"{name} + ReLU"
+    return f"{name} + {box.limit}" if box.limit else name
 
 
 def detail(box: Box) -> str:
@@ -34,7 +35,7 @@ def detail(box: Box) -> str:
     if box.node.op == "placeholder":
         return shape(box.node)
     if box.node.op == "call_module":
-        return operation(box.node) + (" + ReLU" if box.relu else "")
+        return operation(box.node) + (f" + {box.limit}" if box.limit else "")
     return box.path
 
 
@@ -46,10 +47,12 @@ def tips(box: Box) -> list[str]:
     row = box.row
     if row is not None:
         counts = f"{row['parameters']:,} parameters, {amount(row['macs'])} MACs"
-        lines += [counts, f"weights {TIMES.join(map(str, row['weight_shape']))}"]
+        lines.append(counts)
+        if row["weight_shape"]:
+            lines.append(f"weights {TIMES.join(map(str, row['weight_shape']))}")
         verdict = "will run in an integer kernel"
-        if not row["integer_kernel"]:
-            verdict = f"no integer kernel: {row['float_reason'] or row['kernel_reason']}"
+        if row["kernel_reason"]:
+            verdict = f"no integer kernel: {row['kernel_reason']}"
         lines.append(verdict)
     if box.reason:
         lines.append(f"in floating point: {box.reason}")
@@ -71,11 +74,9 @@ def _width(bits: int | None) -> str:
 def _layer(box: Box) -> list[str]:
     row = box.row
     parts = [row["kind"], *_geometry(box)]
-    if row["weight_bits"] is None:
-        parts.append("float")
-    else:
-        parts.append(f"W{row['weight_bits']} A{row['act_bits'] or 'float'}")
-    return [*parts, "ReLU"] if box.relu else parts
+    widths = [f"{k}{row[f'{name}_bits']}" for k, name in WIDTHS if row[f"{name}_bits"]]
+    parts.append(" ".join(widths) or "float")
+    return [*parts, box.limit] if box.limit else parts
 
 
 def _geometry(box: Box) -> list[str]:
@@ -85,7 +86,7 @@ def _geometry(box: Box) -> list[str]:
         return []
     if len(weight) == 2:
         return [f"{weight[1]}{ARROW}{weight[0]}"]
-    transposed = "transpose" in operation(box.node).lower()
+    transposed = is_transposed(box.node)
     names = _TRANSPOSED_ARGUMENTS if transposed else _CONV_ARGUMENTS
     stride, dilation, groups = (_argument(box.node, name, names[name]) for name in names)
     inputs, outputs = weight[1] * groups, weight[0]
@@ -119,7 +120,8 @@ def is_plain(box: Box) -> bool:
 def style(box: Box) -> str:
     """Name of the box's look: by its kind, its width, and whether it computes in floating point."""
     if box.row is not None:
-        return f"w{box.row['weight_bits']}" if box.row["weight_bits"] else "float"
+        bits = box.row["weight_bits"] or box.row["act_bits"]
+        return f"w{bits}" if bits else "float"
     if box.reason:
         return "float"
     return "move" if kind(box.node) in ("move", "placeholder", "output") else "grid"

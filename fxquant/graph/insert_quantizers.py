@@ -46,7 +46,7 @@ def insert_quantizers(gm: GraphModule, config: QConfig, ends: Collection[str] = 
     layers = [n for n in gm.graph.nodes if kind(n) in WEIGHTED and n not in done]
     plan = plan_quantizers(gm, layers, config, ends)
     for node, bits in plan.values.items():
-        _quantize_activation(gm, node, bits)
+        _quantize_activation(gm, node, QSpec(bits, config.symmetric_activations))
     bits_of: dict[tuple, int] = {}
     for node, bits in plan.layers.items():
         bits_of[_grid_of(node)] = max(bits.weight, bits_of.get(_grid_of(node), 0))
@@ -80,9 +80,9 @@ def is_activation_quantizer(node: Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith(f"{ACTIVATIONS}.")
 
 
-def _quantize_activation(gm: GraphModule, node: Node, bits: int) -> None:
+def _quantize_activation(gm: GraphModule, node: Node, spec: QSpec) -> None:
     name = f"{ACTIVATIONS}.{node.name}"
-    gm.add_submodule(name, Quantizer(QSpec(bits)))
+    gm.add_submodule(name, Quantizer(spec))
     with gm.graph.inserting_after(node):
         quantized = gm.graph.call_module(name, (node,))
     node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)

@@ -36,7 +36,7 @@ def snap_biases(student: nn.Module) -> int:
     it after training; a second call changes nothing. Returns the number of biases that changed.
     Raises ExportError where a bias or scale is not a finite number.
     """
-    layers = [_Layer.of(node) for node in _with_bias_of_their_own(student)]
+    layers = [_Layer.of(node) for node in separate_biases(student)]
     layers = [layer for layer in layers if layer is not None]
     for layer in layers:
         layer.check_finite()
@@ -96,8 +96,8 @@ class _Layer:
         return int(not torch.equal(before, self.bias))
 
 
-def _with_bias_of_their_own(student: nn.Module) -> list[Node]:
-    """Quantized layers with a bias, which no two of them share from here on."""
+def separate_biases(student: nn.Module) -> list[Node]:
+    """The quantized layers with a bias, which no two of them share from here on."""
     seen: set[int] = set()
     layers = [
         node
@@ -154,18 +154,22 @@ def adds_integers(layer: Node) -> bool:
 
 
 def input_quantizer(layer: Node) -> Quantizer | None:
-    """The quantizer on whose grid the layer's input is; None where there is none.
+    """The quantizer on whose grid the layer's input is; None where there is none."""
+    return quantizer_of(layer.args[0])
+
+
+def quantizer_of(value: object) -> Quantizer | None:
+    """The quantizer on whose grid a value is; None where there is none.
 
     Ops that only move numbers of one grid, ReLUs and taps are looked through.
     """
-    node = layer.args[0]
-    while isinstance(node, Node):
-        module = module_of(node)
+    while isinstance(value, Node):
+        module = module_of(value)
         if isinstance(module, Quantizer):
             return module
-        if not _keeps_the_grid(node, module) or not node.args:
+        if not _keeps_the_grid(value, module) or not value.args:
             return None
-        node = node.args[0]
+        value = value.args[0]
     return None
 
 

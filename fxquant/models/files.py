@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from fxquant.errors import ModelLoadError
+from fxquant.models.archives import open_archive
 from fxquant.models.pickles import read_legacy_pickle, read_pickle
-from fxquant.models.wording import did_you_mean, first_few, reason_of
+from fxquant.models.wording import did_you_mean, reason_of
 
 _EXPECTED = (
     "expected a .pt or .pth file of torch.save, or a .safetensors state dict, or one of "
-    "torchvision:NAME, pytorchcv:NAME, package.module:callable"
+    "torchvision:NAME, pytorchcv:NAME, timm:NAME, package.module:callable"
 )
 _ZIP = b"PK\x03\x04"
 # pickle protocol 2 and the magic number that opens a file of torch.save before 1.6
@@ -40,13 +40,22 @@ def read_model_file(path: Path, trust_classes: Sequence[str] = ()) -> object:
     """
     head = _read_head(path)
     if head.startswith(_ZIP):
-        _check_archive(path)
-        return read_pickle(path, trust_classes)
+        with path.open("rb") as file:
+            archive = open_archive(file, path, _EXPECTED)
+        return read_pickle(path, archive, trust_classes)
     if head.startswith(_LEGACY_TORCH):
         return read_legacy_pickle(path)
     if path.suffix == ".safetensors" or _is_safetensors(head):
         return _read_safetensors(path)
     raise _not_a_model(path, head)
+
+
+def is_file(path: Path) -> bool:
+    """Whether something is at the path; False for what can't be a path."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def sha256_of(path: Path) -> str:
@@ -59,46 +68,20 @@ def sha256_of(path: Path) -> str:
 
 
 def _read_head(path: Path) -> bytes:
-    if path.is_dir():
-        raise ModelLoadError(f"'{path}' is a directory; expected a model file")
-    if not path.exists():
-        siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-        close = did_you_mean(path.name, (sibling.name for sibling in siblings))
-        raise ModelLoadError(f"there is no file '{path}'", close or _EXPECTED)
     try:
+        if path.is_dir():
+            raise ModelLoadError(f"'{path}' is a directory; expected a model file")
+        if not path.exists():
+            siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+            close = did_you_mean(path.name, (sibling.name for sibling in siblings))
+            raise ModelLoadError(f"there is no file '{path}'", close or _EXPECTED)
         with path.open("rb") as file:
             head = file.read(512)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelLoadError(f"'{path}' can't be opened: {reason_of(error)}") from error
     if not head:
         raise ModelLoadError(f"'{path}' is empty", "the copy or download may have failed")
     return head
-
-
-def _check_archive(path: Path) -> None:
-    """Tell a zip archive of torch.save from the other archives that networks come in."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise ModelLoadError(
-            f"'{path}' is truncated or damaged: {reason_of(error)}",
-            "compare its size with the original's and copy it again",
-        ) from error
-    members = {name.partition("/")[2] or name for name in names}
-    give = "give the module that it was made from, or its state dict with --arch"
-    if members & {"archive_format", "serialized_exported_program.json"}:
-        raise ModelLoadError(
-            f"'{path}' is an exported program (.pt2), which is not supported yet", give
-        )
-    if "constants.pkl" in members:
-        raise ModelLoadError(f"'{path}' is a TorchScript archive, which can't be traced", give)
-    if "data.pkl" not in members:
-        raise ModelLoadError(
-            f"'{path}' is a zip archive that torch.save did not write; it holds "
-            f"{first_few(names) or 'nothing'}",
-            _EXPECTED,
-        )
 
 
 def _is_safetensors(head: bytes) -> bool:

@@ -9,10 +9,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fxquant.errors import FxQuantError, ModelLoadError
-from fxquant.models.files import read_model_file, sha256_of
+from fxquant.models.files import is_file, read_model_file, sha256_of
+from fxquant.models.pickles import LAYER_PACKAGES
 from fxquant.models.state_dicts import find_network, load_into
+from fxquant.models.structure import check_structure
 from fxquant.models.wording import first_few, reason_of
-from fxquant.models.zoos import ARCH_FORMS, build, is_named
+from fxquant.models.zoos import ARCH_FORMS, build, is_named, short_name
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def load_model(
     """Load the network that `source` names.
 
     `source` is a file that holds a whole module, a file that holds a state dict (with `arch`),
-    `torchvision:NAME` or `pytorchcv:NAME` (with their pretrained weights), or
-    `package.module:callable`. `arch` is one of the last three forms; zoo networks are built
+    `torchvision:NAME`, `pytorchcv:NAME` or `timm:NAME` (with their pretrained weights), or
+    `package.module:callable`. `arch` is one of the last four forms; zoo networks are built
     without weights for it. `trust_classes` are the exact dotted names of classes that a pickled
     file may use beside those of torch.nn, torchvision, pytorchcv and timm. Without `pretrained` a
     zoo's network is built with random weights, for those who ask for its structure alone.
@@ -51,11 +53,11 @@ def load_model(
     """
     source = str(source)
     path = Path(source)
-    if is_named(source) and not path.exists():
+    if is_named(source) and not is_file(path):
         if arch is not None:
             raise _needless_arch(f"'{source}' names a network", arch)
         module, digest = build(source, pretrained=pretrained), None
-        name = source.partition(":")[2].rpartition(".")[2]
+        name = short_name(source)
     else:
         content = find_network(read_model_file(path, trust_classes), source)
         module, digest = _module_of(content, source, arch), sha256_of(path)
@@ -70,6 +72,7 @@ def _module_of(
     if isinstance(content, nn.Module):
         if arch is not None:
             raise _needless_arch(f"'{source}' holds a whole {type(content).__qualname__}", arch)
+        check_structure(content, source, LAYER_PACKAGES)
         return content
     if arch is None:
         raise ModelLoadError(
@@ -125,12 +128,20 @@ def _not_finite(name: str, tensor: Tensor, source: str) -> ModelLoadError:
 
 
 def _input_shape(module: nn.Module) -> tuple[int, ...] | None:
-    """(channels, height, width) where the network has pytorchcv's `in_size`."""
+    """(channels, height, width) where the network says so, in pytorchcv's or in timm's way."""
+    settings = getattr(module, "pretrained_cfg", None)
+    if isinstance(settings, Mapping):
+        return _checked_shape(settings.get("input_size", ()))
     size = getattr(module, "in_size", None)
     if not isinstance(size, (tuple, list)):
         return None
     channels = getattr(module, "in_channels", None) or next(
         (layer.in_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)), None
     )
-    shape = (channels, *size)
-    return shape if len(shape) == 3 and all(isinstance(side, int) for side in shape) else None
+    return _checked_shape((channels, *size))
+
+
+def _checked_shape(shape: object) -> tuple[int, ...] | None:
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3:
+        return None
+    return tuple(shape) if all(isinstance(side, int) for side in shape) else None

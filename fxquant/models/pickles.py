@@ -1,7 +1,8 @@
 """Which classes a pickled file may name: torch.nn's, those of the model zoos, and the user's.
 
 Files are read by torch's restricted unpickler, which creates and calls nothing outside an
-allow-list. That list is made here, for each file, out of the names that the file holds.
+allow-list. That list is made here, for each file, out of the names that the file holds, once it
+is known what the file would do with them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 
 import torch
@@ -17,12 +19,14 @@ from torch import fx, nn
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from fxquant.errors import ModelLoadError, UntrustedClassError
+from fxquant.models.archives import TorchArchive
 from fxquant.models.imports import import_object, is_dotted, user_modules
+from fxquant.models.opcodes import Pickle, read_instructions
 from fxquant.models.wording import first_few
 
 # Where layers and networks live. Narrower than the packages: timm.task, for one, has a module
 # whose constructor downloads, and importing parts of timm.data ends the process.
-_LAYER_PACKAGES = (
+LAYER_PACKAGES = (
     "torch.nn.",
     "torchvision.models.",
     "torchvision.ops.",
@@ -31,7 +35,11 @@ _LAYER_PACKAGES = (
     "timm.layers.",
     "timm.models.",
 )
-_PACKAGES = ("torch", "torchvision", "pytorchcv", "timm")
+# A network's own classes are in none of these; the last are modules that Python 2 had.
+_NOT_THE_USERS = sys.stdlib_module_names | {
+    *("torch", "torchvision", "pytorchcv", "timm", "numpy"),
+    *("__builtin__", "commands", "copy_reg", "cPickle", "httplib", "popen2", "urllib2"),
+}
 
 # What networks of these packages hold beside modules. Each was read: plain values and arithmetic.
 _HARMLESS = frozenset(
@@ -49,6 +57,27 @@ _HARMLESS = frozenset(
     }
 )
 
+# What a file may call beside these: it makes tensors, and plain values that torch allows anyway.
+_MAKES_TENSORS = frozenset(
+    {
+        "_codecs.encode",
+        "builtins.complex",
+        "builtins.set",
+        "collections.Counter",
+        "collections.OrderedDict",
+        "torch.Size",
+        "torch._tensor._rebuild_from_type_v2",
+        "torch._utils._rebuild_meta_tensor_no_storage",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3",
+        "torch.device",
+        "torch.serialization._get_layout",
+    }
+)
+
 # These hold programs: a GraphModule compiles the source code that its pickle carries.
 _PROGRAMS = (fx.GraphModule, torch.jit.ScriptModule)
 
@@ -58,18 +87,23 @@ _TORCH_ADVICE = re.compile(
 _SAVE_STATE = "save model.state_dict() instead and name the architecture with --arch"
 
 
-def read_pickle(path: Path, trust_classes: Sequence[str] = ()) -> object:
+def read_pickle(path: Path, archive: TorchArchive, trust_classes: Sequence[str] = ()) -> object:
     """Read what `torch.save` wrote, without running code that the user did not trust.
 
     Raises UntrustedClassError where the file names other classes, ModelLoadError where it can't
-    be read.
+    be read or does what no network's file does.
     """
+    trusted = frozenset(trust_classes)
     try:
+        steps = read_instructions(archive.pickle)
         with _allowed_alone([]):
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception as error:
         raise _unreadable(path, error) from error
-    allowed = _allow_list(path, names, frozenset(trust_classes))
+    allowed = _allow_list(path, names, trusted)
+    _check_steps(path, steps, allowed, trusted)
+    if any(archive.storages.get(key) != size for key, size in steps.storages.items()):
+        raise _unreadable(path, "a tensor's storage is missing or has another size than it claims")
     try:
         with path.open("rb") as file, _allowed_alone(allowed):
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -80,17 +114,26 @@ def read_pickle(path: Path, trust_classes: Sequence[str] = ()) -> object:
 def read_legacy_pickle(path: Path) -> object:
     """Read tensors from the format that torch wrote before 1.6; modules are refused."""
     try:
+        with path.open("rb") as file:
+            _magic, _version, _machine, steps, keys = (read_instructions(file) for _ in range(5))
+            size = file.seek(0, 2)
+    except ModelLoadError as error:
+        raise _unreadable(path, error) from error
+    named = steps.called | steps.created | steps.filled
+    refused = sorted(named - _MAKES_TENSORS)
+    if refused:
+        raise UntrustedClassError(
+            f"'{path}' has the format that torch wrote before 1.6, from which only tensors are "
+            f"read; it names {first_few(refused)}",
+            _SAVE_STATE,
+        )
+    if sum(steps.storages.values()) > size or set(steps.storages) != _texts(keys.value):
+        raise _unreadable(path, "its tensors claim to be larger than the file, or are not in it")
+    try:
         with path.open("rb") as file, _allowed_alone([]):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise _unreadable(path, error) from error
-        raise UntrustedClassError(
-            f"'{path}' has the format that torch wrote before 1.6, from which only tensors are "
-            f"read; it names {refused[1]}",
-            _SAVE_STATE,
-        ) from error
+        raise _unreadable(path, error) from error
 
 
 @contextmanager
@@ -114,7 +157,7 @@ def _allowed_alone(allowed: list[tuple[object, str]]) -> Iterator[None]:
 def _allow_list(path: Path, names: list[str], trusted: Collection[str]) -> list[tuple[object, str]]:
     """Each name of the file with what it stands for; raises where one may not be loaded."""
     refused = [
-        name for name in names if name not in trusted and not name.startswith(_LAYER_PACKAGES)
+        name for name in names if name not in trusted and not name.startswith(LAYER_PACKAGES)
     ]
     if refused:
         raise _untrusted(path, refused)
@@ -128,6 +171,38 @@ def _allow_list(path: Path, names: list[str], trusted: Collection[str]) -> list[
     return [(value, name) for name, value in allowed.items()]
 
 
+def _check_steps(
+    path: Path,
+    steps: Pickle,
+    allowed: list[tuple[object, str]],
+    trusted: Collection[str],
+) -> None:
+    """Raise ModelLoadError where reading the file would call or fill what no network's file does.
+
+    Layers are made without a call and then given their state; what is called makes tensors, or
+    is harmless, or the user trusts it.
+    """
+    classes = {n for kind, n in allowed if isinstance(kind, type) and not issubclass(kind, Enum)}
+    callable_names = _MAKES_TENSORS | _HARMLESS | trusted
+    odd = {
+        "call": steps.called - callable_names,
+        "make": steps.created - classes,
+        "fill": steps.filled - classes - {"collections.OrderedDict"},
+    }
+    for what, names in odd.items():
+        if names:
+            raise ModelLoadError(
+                f"'{path}' would {what} {first_few(sorted(names))} while it is read, which no "
+                "network does that torch.save wrote",
+                f"look twice at where the file comes from; where the network is yours, "
+                f"{_SAVE_STATE}",
+            )
+
+
+def _texts(values: object) -> set[str]:
+    return {v for v in values if isinstance(v, str)} if isinstance(values, list) else set()
+
+
 def _is_safe(name: str, value: object) -> bool:
     if name in _HARMLESS:
         return True
@@ -135,7 +210,7 @@ def _is_safe(name: str, value: object) -> bool:
         isinstance(value, type)
         and issubclass(value, nn.Module)
         and not issubclass(value, _PROGRAMS)
-        and f"{value.__module__}.".startswith(_LAYER_PACKAGES)
+        and f"{value.__module__}.".startswith(LAYER_PACKAGES)
     )
 
 
@@ -176,7 +251,7 @@ def _untrusted_hint(names: list[str]) -> str:
         )
     tops = {name.split(".")[0] for name in names}
     # a name that is none could be a line for the shell, to be copied out of our own message
-    if tops & (sys.stdlib_module_names | set(_PACKAGES)) or not all(map(is_dotted, names)):
+    if tops & _NOT_THE_USERS or not all(map(is_dotted, names)):
         return (
             "a network's layers are not among these, so look twice at where the file comes from; "
             f"where the network is yours, {_SAVE_STATE}"
@@ -185,9 +260,10 @@ def _untrusted_hint(names: list[str]) -> str:
     return f"where you trust the code of these classes: {flags}; or {_SAVE_STATE}"
 
 
-def _unreadable(path: Path, error: Exception) -> ModelLoadError:
+def _unreadable(path: Path, error: Exception | str) -> ModelLoadError:
+    reason = error if isinstance(error, str) else _torch_reason(error)
     return ModelLoadError(
-        f"'{path}' can't be read: {_torch_reason(error)}",
+        f"'{path}' can't be read: {reason}",
         "the file may be truncated or damaged: compare its size with the original's; files saved "
         "with a pickle_protocol other than torch's default can't be read either",
     )
@@ -195,6 +271,8 @@ def _unreadable(path: Path, error: Exception) -> ModelLoadError:
 
 def _torch_reason(error: Exception) -> str:
     """torch's reason without its advice, which is to read the file unsafely."""
+    if isinstance(error, ModelLoadError):
+        return error.message
     text = str(error).rpartition("WeightsUnpickler error: ")[2]
     lines = _TORCH_ADVICE.sub("", text).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -15,6 +15,8 @@ from fxquant.models.wording import first_few, reason_of
 _CHECKPOINT_KEYS = ("state_dict", "model", "net", "model_state_dict", "model_state")
 # what DataParallel and torch.compile put before every key
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+# keys that can be printed; a tuple of tuples may be longer than memory
+_SHORT = (str, bytes, int, float, type(None))
 _COUNTER = "num_batches_tracked"
 
 
@@ -64,7 +66,7 @@ def _is_network(content: object) -> bool:
 def _describe(content: object) -> str:
     kind = f"a {type(content).__module__}.{type(content).__qualname__}".replace("builtins.", "")
     if isinstance(content, Mapping):
-        keys = [repr(key) for key in content]
+        keys = [repr(key) if isinstance(key, _SHORT) else type(key).__name__ for key in content]
         return (
             f"{kind} with the keys {first_few(keys, limit=8)}" if keys else f"{kind} without keys"
         )

@@ -13,9 +13,15 @@ def reason_of(error: BaseException) -> str:
 
 
 def first_few(items: Sequence[str], limit: int = 3) -> str:
-    """The first `limit` items, and how many more there are."""
-    shown = ", ".join(items[:limit])
+    """The first `limit` items, fit to be shown, and how many more there are."""
+    shown = ", ".join(map(fit_to_show, items[:limit]))
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def fit_to_show(text: str, longest: int = 200) -> str:
+    """Text out of a file as one line: of bounded length, nothing in it that steers a terminal."""
+    text = text if len(text) <= longest else f"{text[:longest]}..."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Networks by name: `torchvision:NAME`, `pytorchcv:NAME`, `package.module:callable`."""
+"""Networks by name: `ZOO:NAME` of torchvision, pytorchcv or timm, `package.module:callable`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,24 @@ from fxquant.errors import ModelLoadError
 from fxquant.models.imports import find_attribute, import_module, user_modules
 from fxquant.models.wording import did_you_mean, reason_of
 
-ARCH_FORMS = "torchvision:NAME, pytorchcv:NAME or package.module:callable"
+ARCH_FORMS = "torchvision:NAME, pytorchcv:NAME, timm:NAME or package.module:callable"
 
 
 def is_named(text: str) -> bool:
     """Whether `text` names a network of a zoo or a callable, as opposed to a file."""
     prefix = text.partition(":")[0]
     return prefix in _ZOOS or re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", text) is not None
+
+
+def names_code(text: str) -> bool:
+    """Whether `text` names a callable of somebody's own code, which building would run."""
+    return is_named(text) and text.partition(":")[0] not in _ZOOS
+
+
+def short_name(text: str) -> str:
+    """What `text` calls the network: a zoo's name for it, or the callable's own name."""
+    prefix, _, name = text.partition(":")
+    return name if prefix in _ZOOS else name.rpartition(".")[2]
 
 
 def build(text: str, *, pretrained: bool) -> nn.Module:
@@ -61,9 +72,24 @@ def _pytorchcv(name: str, pretrained: bool) -> nn.Module:
     )
 
 
+def _timm(name: str, pretrained: bool) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelLoadError(
+            f"timm:{name} needs the package timm: {reason_of(error)}",
+            "install it with: pip install 'fxquant[timm]'",
+        ) from error
+    _check_known("timm", name, [*timm.list_models(), *timm.list_pretrained()])
+    return _zoo_build(
+        "timm", name, pretrained, lambda: timm.create_model(name, pretrained=pretrained)
+    )
+
+
 _ZOOS: dict[str, Callable[[str, bool], nn.Module]] = {
     "torchvision": _torchvision,
     "pytorchcv": _pytorchcv,
+    "timm": _timm,
 }
 
 

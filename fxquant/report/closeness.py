@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
+from fxquant.datafree.losses import output_divergence
 from fxquant.graph.regions import interpreted, value_name
 from fxquant.inputs import flatten
 
@@ -20,12 +21,14 @@ class Closeness:
     """Signal-to-quantization-noise ratios in dB, and the share of equal decisions in percent.
 
     `layer_sqnr` is by the name of the value in the traced graph, as the student computes it.
-    `agreement` is None where the output is not logits (n, classes).
+    `divergence` is KL(teacher || student) in nats, mean over the images. It and `agreement` are
+    None where the output is not logits (n, classes).
     """
 
     layer_sqnr: dict[str, float]
     output_sqnr: float
     agreement: float | None
+    divergence: float | None = None
 
 
 def sqnr_db(signal: float, noise: float) -> float:
@@ -42,6 +45,7 @@ def measure_closeness(
     """Compare every value that both graphs compute on `images`, (n, channels, height, width)."""
     energies: dict[str, list[float]] = {}
     agreed = decided = 0
+    divergence = 0.0
     for part in images.split(batch):
         expected, truth = _values(teacher, part)
         found, output = _values(student, part)
@@ -53,9 +57,11 @@ def measure_closeness(
         if isinstance(truth, Tensor) and truth.dim() == 2:
             agreed += int((truth.argmax(1) == output.argmax(1)).sum())
             decided += len(truth)
+            divergence += len(truth) * float(output_divergence(output, truth, temperature=1.0))
     ratios = {name: sqnr_db(*energy) for name, energy in energies.items()}
     agreement = 100 * agreed / decided if decided else None
-    return Closeness(ratios, ratios.pop("output"), agreement)
+    divergence = divergence / decided if decided else None
+    return Closeness(ratios, ratios.pop("output"), agreement, divergence)
 
 
 def _values(model: nn.Module, images: Tensor):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from fxquant.graph.regions import value_name
 from fxquant.pipeline import Result
 from fxquant.report.closeness import measure_closeness
 from fxquant.report.layers import Layer, describe, list_layers
+from fxquant.report.trust import judge
 
 
 def build_report(result: Result) -> dict[str, Any]:
@@ -40,12 +41,13 @@ def build_report(result: Result) -> dict[str, Any]:
         "quality": {
             "images": len(result.images),
             "agreement": closeness.agreement,
+            "divergence": closeness.divergence,
             "output_sqnr_db": closeness.output_sqnr,
+            "trust": None if closeness.agreement is None else _trust(closeness.output_sqnr),
             "kept": result.kept,
         },
         "importance": _importance(result),
         "curves": result.curves,
-        "seconds": result.seconds,
     }
 
 
@@ -57,6 +59,11 @@ def _add_measured(layers: list[Layer], result: Result, sqnr: dict[str, float]) -
         value = None if layer.node is None else value_name(layer.node)
         layer.row["importance"] = importance.get(layer.row["name"])
         layer.row["sqnr_db"] = sqnr.get(value)
+
+
+def _trust(output_sqnr_db: float) -> dict[str, str]:
+    """How far to trust a classifier; of other outputs nothing is known."""
+    return asdict(judge(output_sqnr_db))
 
 
 def _importance(result: Result) -> dict[str, Any] | None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.fx import Node
 
+from fxquant.graph.insert_quantizers import layer_name
 from fxquant.graph.ops import kind, module_of
 from fxquant.graph.reasons import float_reason
-from fxquant.graph.regions import all_nodes, qualify, region_of
+from fxquant.graph.regions import all_nodes
+from fxquant.report.kernels import is_fused
 
 if TYPE_CHECKING:
     from fxquant.report.layers import Layer
@@ -18,17 +20,23 @@ if TYPE_CHECKING:
 
 def float_parts(student: nn.Module, layers: Sequence[Layer]) -> list[dict[str, str]]:
     """What computes in floating point, layers first: its name, what it is, and the reason."""
+    rows = [layer.row for layer in layers]
     parts = [
-        {"name": layer.row["name"], "what": layer.row["kind"], "reason": layer.row["float_reason"]}
-        for layer in layers
-        if layer.row["float_reason"]
+        {"name": row["name"], "what": row["kind"], "reason": row["kernel_reason"]}
+        for row in rows
+        if row["kernel_reason"]
     ]
     listed = {layer.node for layer in layers}
     for node in all_nodes(student):
-        reason = float_reason(node)
+        reason = reason_between(node)
         if reason and node not in listed:
-            parts.append({"name": node_name(node), "what": operation(node), "reason": reason})
+            parts.append({"name": layer_name(node), "what": operation(node), "reason": reason})
     return parts
+
+
+def reason_between(node: Node) -> str | None:
+    """Why an op between the layers computes in floating point; None where it does not."""
+    return None if is_fused(node) else float_reason(node)
 
 
 def grouped(parts: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
@@ -38,19 +46,6 @@ def grouped(parts: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
         key = (str(part.get("what") or "part"), str(part.get("reason") or "no reason given"))
         groups.setdefault(key, []).append(str(part.get("name")))
     return [{"what": what, "reason": why, "names": n} for (what, why), n in groups.items()]
-
-
-def node_name(node: Node) -> str:
-    """Name in the whole model of the module that a node calls; else the node's in its module."""
-    if node.op == "call_module":
-        return qualify(region_of(node), str(node.target))
-    return ".".join(part for part in (module_path(node), node.name) if part)
-
-
-def module_path(node: Node) -> str:
-    """Qualified name of the module whose forward has the node, '' for the model's own."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return qualify(region_of(node), str(stack[-1][0]) if stack else "")
 
 
 def operation(node: Node) -> str:

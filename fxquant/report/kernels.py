@@ -1,39 +1,107 @@
-"""Which layers will run in integer kernels of ONNX Runtime on a CPU, told from the graph alone.
+"""What will run in integer kernels of ONNX Runtime on a CPU, told from the graph alone.
 
 The rules were measured: tests compare them, layer by layer, with what ONNX Runtime makes of the
 exported file. Its kernels take convolutions of one, two and three dimensions, grouped and dilated
-ones too, and linear layers on rows and on sequences.
+ones too, linear layers on rows and on sequences, and products of two values.
 """
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.fx import Node
 
-from fxquant.graph.ops import is_transposed, kind, module_of
-from fxquant.graph.snap_biases import input_quantizer
+from fxquant.graph.insert_taps import Tap
+from fxquant.graph.ops import LIMITS, first_input, is_transposed, kind, module_of, tensor_inputs
+from fxquant.graph.reasons import TRANSPOSED
+from fxquant.graph.snap_biases import input_quantizer, quantizer_of
 from fxquant.quantizer import Quantizer
 
-FLOAT = "it stays in floating point"
 INPUT = "its input is not quantized"
 OUTPUT = "its output is read in floating point"
-TRANSPOSED = "ONNX Runtime has no integer kernel for transposed convolutions"
+VECTOR = "its input is a single vector, not a batch"
+EINSUM = "ONNX Runtime has no integer kernel for einsum"
+
+# Functions of one value for which ONNX Runtime has integer kernels.
+_FUSED = (
+    *(nn.Sigmoid, nn.LeakyReLU, nn.Softmax),
+    *(F.sigmoid, torch.sigmoid, F.leaky_relu, F.softmax, torch.softmax, "sigmoid", "softmax"),
+)
 
 
 def predict_kernel(node: Node) -> str | None:
     """Why a quantized layer will not run in an integer kernel; None where it will."""
     if is_transposed(node):
         return TRANSPOSED
-    if input_quantizer(node) is None:
+    if input_quantizer(node) is None or _is_changed_in_place(node.args[0]):
         return INPUT
-    # A kernel for a linear layer can write floats, one for a convolution writes integers alone.
-    return OUTPUT if kind(node) == "conv" and not _is_quantized_at_once(node) else None
+    if kind(node) == "conv":
+        # Its kernel writes integers alone; that of a linear layer can write floats.
+        return None if _is_quantized_at_once(node) else OUTPUT
+    rank = len(node.args[0].meta.get("shape", (1, 1)))
+    if rank == 1:
+        return VECTOR
+    return OUTPUT if rank == 2 and _is_limited_alone(node) else None
+
+
+def _is_limited_alone(node: Node) -> bool:
+    """Whether a layer's value goes to a ReLU or clip, and that one's to a single op, in float.
+
+    ONNX Runtime looks for the quantizer behind such a ReLU; where there is none, it leaves the
+    layer before it alone as well.
+    """
+    users = [user for user in _readers(node) if user.op != "output"]
+    if len(users) != 1 or kind(users[0]) not in LIMITS:
+        return False
+    after = _readers(users[0])
+    return (
+        len(after) == 1
+        and after[0].op != "output"
+        and not isinstance(module_of(after[0]), Quantizer)
+    )
+
+
+def _readers(node: Node) -> list[Node]:
+    """What reads a value, taps looked through."""
+    found: list[Node] = []
+    for user in node.users:
+        found += _readers(user) if isinstance(module_of(user), Tap) else [user]
+    return found
+
+
+def _is_changed_in_place(value: Node) -> bool:
+    """Whether a part of the value is changed through a view of it."""
+    return any(
+        (user.op == "call_method" and user.target.endswith("_"))
+        or (kind(user) == "move" and _is_changed_in_place(user))
+        for user in value.users
+    )
+
+
+def predict_product(node: Node) -> str | None:
+    """Why a product of two quantized values will not run in an integer kernel, or None."""
+    return EINSUM if node.target is torch.einsum else None
+
+
+def product_bits(node: Node) -> tuple[int, ...]:
+    """Widths of the values that a product multiplies; empty where one is not quantized."""
+    found = [quantizer_of(value) for value in tensor_inputs(node)]
+    return tuple(q.spec.bits for q in found if q) if all(found) else ()
+
+
+def is_fused(node: Node) -> bool:
+    """Whether a function of one value has an integer kernel that reads and writes its grids."""
+    target = type(module_of(node)) if node.op == "call_module" else node.target
+    on_grid = quantizer_of(first_input(node)) is not None
+    return target in _FUSED and on_grid and _is_quantized_at_once(node)
 
 
 def _is_quantized_at_once(node: Node) -> bool:
-    """Whether a quantizer alone reads the value, or the value's ReLU, which the kernel fuses."""
+    """Whether a quantizer alone reads the value, or its ReLU or clip, which the kernel fuses."""
     users = list(node.users)
     if len(users) != 1:
         return False
-    if kind(users[0]) == "relu":
+    if kind(users[0]) in LIMITS:
         return _is_quantized_at_once(users[0])
     return isinstance(module_of(users[0]), Quantizer)

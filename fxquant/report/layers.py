@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,10 +20,11 @@ from fxquant.graph.prepare import Prepared
 from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import all_nodes, region_of
 from fxquant.graph.snap_biases import input_quantizer
+from fxquant.graph.trace import LeftOut
 from fxquant.inputs import Shapes
 from fxquant.quantizer import Quantizer
-from fxquant.report.floating import float_parts, node_name, operation
-from fxquant.report.kernels import FLOAT, predict_kernel
+from fxquant.report.floating import float_parts, operation
+from fxquant.report.kernels import INPUT, predict_kernel, predict_product, product_bits
 from fxquant.report.macs import count_macs
 from fxquant.spec import QConfig
 
@@ -84,37 +87,41 @@ def list_layers(prepared: Prepared) -> list[Layer]:
     hidden = {name: part for part in prepared.left_out for name in part.hidden}
     macs = count_macs(prepared.student, prepared.input_shape, hidden)
     quantized = set(quantized_layers(prepared.student))
-    layers = [
-        Layer(node, _row(node, macs[node], quantized=node in quantized))
-        for node in all_nodes(prepared.student)
-        if kind(node) in WEIGHTED or macs[node] or _holds_weights(node)
-    ]
-    for name, part in hidden.items():
-        reason = f"inside {part.name or part.type}, which could not be traced"
-        module = prepared.student.get_submodule(name)
-        layers.append(Layer(None, _hidden_row(name, module, macs[name], reason)))
-    return layers
+    layers: dict[Node | str, Layer] = {}
+    for node in all_nodes(prepared.student):
+        name = layer_name(node)
+        if node.op == "call_module" and name in hidden:
+            layers.setdefault(name, Layer(node, _hidden_row(name, prepared, hidden, macs)))
+        elif kind(node) in WEIGHTED or macs[node] or _holds_weights(node, hidden):
+            layers[node] = Layer(node, _row(node, macs[node], quantized=node in quantized))
+    for name in hidden:
+        layers.setdefault(name, Layer(None, _hidden_row(name, prepared, hidden, macs)))
+    return list(layers.values())
 
 
-def _holds_weights(node: Node) -> bool:
-    """Whether a node calls a module of an unknown kind that has weights and no nodes of its own."""
+def _holds_weights(node: Node, hidden: Collection[str]) -> bool:
+    """Whether a node calls a module with weights that neither nodes nor `hidden` modules show."""
     module = module_of(node)
-    if module is None or kind(node) != "other":
+    if module is None or kind(node) != "other" or isinstance(module, Quantizer):
         return False
+    inside = f"{layer_name(node)}."
     shown = any(isinstance(inner, GraphModule) for inner in module.modules())
-    ours = isinstance(module, Quantizer)
-    return not (shown or ours) and any(p.dim() > 1 for p in module.parameters())
+    shown = shown or any(name.startswith(inside) for name in hidden)
+    return not shown and any(p.dim() > 1 for p in module.parameters())
 
 
 def _row(node: Node, macs: int, *, quantized: bool) -> dict[str, Any]:
     if quantized:
         layer = region_of(node).get_submodule(node.meta["layer"])
         weight_bits, source = module_of(node.args[1]).spec.bits, input_quantizer(node)
-        bits = (weight_bits, source.spec.bits if source else None)
-        return _facts(node, layer, macs, bits, predict_kernel(node))
-    reason = node.meta.get("float_reason") or float_reason(node)
-    row = _facts(node, module_of(node), macs, (None, None), FLOAT)
-    return row | {"float_reason": reason or "an operation without a known integer form"}
+        act_bits = source.spec.bits if source else None
+        return _facts(node, layer, macs, (weight_bits, act_bits), predict_kernel(node))
+    bits = product_bits(node) if kind(node) == MATMUL else ()
+    if bits and not node.meta.get("float_reason"):
+        row = _facts(node, None, macs, (None, max(bits)), predict_product(node))
+        return row | {"bitops": macs * math.prod(bits)}
+    reason = float_reason(node) or INPUT
+    return _facts(node, module_of(node), macs, (None, None), reason) | {"float_reason": reason}
 
 
 def _facts(
@@ -124,10 +131,9 @@ def _facts(
     bits: tuple[int | None, int | None],
     kernel_reason: str | None,
 ) -> dict[str, Any]:
-    known = kind(node) in WEIGHTED
     return {
-        "name": layer_name(node) if known else node_name(node),
-        "kind": kind(node) if known else operation(node),
+        "name": layer_name(node),
+        "kind": kind(node) if kind(node) in (*WEIGHTED, MATMUL) else operation(node),
         **_weights(layer, macs, *bits),
         "float_reason": None,
         "integer_kernel": kernel_reason is None,
@@ -135,11 +141,16 @@ def _facts(
     }
 
 
-def _hidden_row(name: str, layer: nn.Module, macs: int, reason: str) -> dict[str, Any]:
+def _hidden_row(
+    name: str, prepared: Prepared, hidden: dict[str, LeftOut], macs: Counter[Node | str]
+) -> dict[str, Any]:
+    """Facts about a module with weights that no graph shows."""
+    layer, part = prepared.student.get_submodule(name), hidden[name]
+    reason = f"inside {part.name or part.type}, which could not be traced"
     return {
         "name": name,
         "kind": _kind_of_module(layer),
-        **_weights(layer, macs, None, None),
+        **_weights(layer, macs[name], None, None),
         "parameters": sum(p.numel() for p in layer.parameters(recurse=False)),
         "float_reason": reason,
         "integer_kernel": False,

@@ -13,6 +13,7 @@ from fxquant.graph.forms.nodes import (
     parameters_read,
     replace,
 )
+from fxquant.graph.forms.out_of_place import may_write, written
 from fxquant.graph.ops import module_of, tensor_of
 
 
@@ -52,8 +53,11 @@ def fold_constants(gm: GraphModule) -> int:
 def _roots(gm: GraphModule) -> dict[Node, list[Node]]:
     """For each node without an input's part in it, the nodes that bring in a tensor."""
     roots: dict[Node, list[Node]] = {}
+    changed = written(gm)
     for node in gm.graph.nodes:
         parents = node.all_input_nodes
+        if node in changed or may_write(node):
+            continue
         if node.op == "get_attr" and isinstance(tensor_of(node), Tensor):
             roots[node] = [node]
         elif parents and _always_the_same(node) and all(parent in roots for parent in parents):
@@ -63,14 +67,10 @@ def _roots(gm: GraphModule) -> dict[Node, list[Node]]:
 
 
 def _always_the_same(node: Node) -> bool:
-    """Whether a call gives the same for the same arguments, and changes none of them."""
+    """Whether a call gives the same for the same arguments."""
     if node.op == "call_module":
-        module = module_of(node)
-        return not isinstance(module, GraphModule) and not getattr(module, "inplace", False)
-    if node.op == "call_method":
-        return not node.target.endswith("_")
-    name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and not name.endswith("_") and not node.is_impure()
+        return not isinstance(module_of(node), GraphModule)
+    return node.op == "call_method" or (node.op == "call_function" and not node.is_impure())
 
 
 def _has_weights(node: Node) -> bool:

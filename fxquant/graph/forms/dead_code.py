@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.forms.out_of_place import is_in_place
+from fxquant.graph.forms.out_of_place import may_write
 
 
 def drop_dead_code(gm: GraphModule) -> int:
@@ -16,4 +16,4 @@ def drop_dead_code(gm: GraphModule) -> int:
 
 
 def _has_effects(node: Node) -> bool:
-    return node.is_impure() or is_in_place(node)
+    return node.is_impure() or may_write(node)

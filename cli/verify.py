@@ -1,0 +1,42 @@
+"""`fxquant verify`: whether a file computes what the student of a run does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fxquant.cli.models import model_options, restore_run
+
+
+@click.command(short_help="Compare an ONNX file with the student it was made from.")
+@click.argument("file", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@click.option(
+    "--against",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    required=True,
+    help="Output folder of the run that made it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
+@model_options
+def verify(file: Path, folder: Path, as_json: bool, **where) -> int:
+    """Run MODEL.onnx on images that the run generated and compare it with the run's student.
+
+    Both with ONNX Runtime's graph optimisations off and on. Where the file computes something
+    else, the first tensor that diverges is named and the exit code is 4. The file stays as it is.
+    """
+    from fxquant.cli.outcomes import print_parity
+    from fxquant.errors import SettingError
+    from fxquant.exporters.external import require_data_beside
+    from fxquant.exporters.parity import check_parity, require_parity
+
+    if not file.is_file():
+        raise SettingError(f"there is no file '{file}'")
+    require_data_beside(file)
+    run = restore_run(folder, **where)
+    parity = check_parity(run.student, file, run.images, record=False)
+    print_parity(file, parity, as_json=as_json)
+    require_parity(parity)
+    return 0

@@ -1,0 +1,48 @@
+"""Which opset a file needs, and which ones there are to choose from."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fxquant.errors import ExportError
+from fxquant.graph.insert_quantizers import quantized_layers
+from fxquant.graph.ops import module_of
+from fxquant.quantizer import Quantizer
+
+# The IR version that onnx released along with each opset; runtimes refuse newer ones.
+IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
+OLDEST, OPSET_4_BITS, OPSET_2_BITS = 18, 21, 25
+# From opset 21 on ONNX Runtime can't load int8 activations that an operator moves, and so couldn't
+# say whether the file is right.
+NEWEST = {"tensorrt": 20}
+
+
+def choose_opset(student: nn.Module, layout: str, asked: int | None) -> int:
+    """The asked one, else the oldest that has the types which the student's widths want.
+
+    The oldest of all is 18, the first that torch exports to; 4-bit types came with 21, 2-bit ones
+    with 25, which readers other than ONNX Runtime don't know yet: portable files have them only
+    where it is asked for. Under an older opset integers take the next wider type that it has.
+    Raises ExportError where there is no such opset.
+    """
+    if asked is None:
+        return _oldest_that_fits(student, layout)
+    newest = NEWEST.get(layout, max(IR_VERSIONS))
+    if not OLDEST <= asked <= newest:
+        raise ExportError(
+            f"opset {asked} can't be written in layout {layout}; expected {OLDEST} to {newest}",
+            "leave it out for the oldest opset that has the types needed",
+        )
+    return asked
+
+
+def _oldest_that_fits(student: nn.Module, layout: str) -> int:
+    if layout == "tensorrt":
+        return OLDEST
+    weights = {module_of(layer.args[1]).spec.bits for layer in quantized_layers(student)}
+    everywhere = {m.spec.bits for m in student.modules() if isinstance(m, Quantizer)}
+    if layout == "portable":
+        return OPSET_4_BITS if min(weights) <= 4 or 4 in everywhere else OLDEST
+    if 2 in weights:
+        return OPSET_2_BITS
+    return OPSET_4_BITS if min(weights) <= 4 else OLDEST
