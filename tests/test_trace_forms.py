@@ -67,8 +67,15 @@ def pooled(x: Tensor) -> Tensor:
     return x.mean((2, 3))
 
 
+def halves(size: list[int], steps: list[int]) -> tuple[list[int], dict[str, int]]:
+    for i in range(2):
+        steps[i] = size[i] // 2 if size[i] > 16 else size[i]
+    return steps, {"total": steps[0] + steps[1]}
+
+
 wrap("affine")
 wrap("pooled")
+wrap("halves")
 
 
 class Wrapped(nn.Module):
@@ -135,6 +142,16 @@ def test_an_argument_that_only_some_calls_give_is_not_bound_to_its_default():
             return self.scaled(x) + self.scaled(x, True)
 
     assert region_names(trace(Twice(), SHAPE).model) == ["scaled.conv"]
+
+
+def by_halves(x: Tensor) -> Tensor:
+    (height, width), found = halves(list(x.shape[2:]), [0, 0])
+    return x[:, :, :height, :width] * found["total"]
+
+
+def test_wrapped_functions_may_return_structures():
+    graph = traced_whole(Around(by_halves)).model.graph
+    assert [n.target for n in graph.nodes].count(halves) == 1
 
 
 class ByBuffer(nn.Module):

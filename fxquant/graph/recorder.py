@@ -26,7 +26,14 @@ from fxquant.graph.proxies import (
 )
 from fxquant.graph.recording import CalledTwiceError, Recording, Way
 from fxquant.graph.state import kept_as_is
-from fxquant.graph.structure import describe, hides_weights, is_structure, tidy
+from fxquant.graph.structure import (
+    describe,
+    hides_weights,
+    is_models_own,
+    is_structure,
+    tidy,
+    with_node,
+)
 
 _LEN = len  # the real one, while the builtin knows proxies
 # What returns parts of its tensor: taking one of them brings in nothing from outside the graph.
@@ -166,17 +173,19 @@ class Recorder(Tracer):
         if target is torch._assert:
             self.recording.passed.add(source_line(inspect.currentframe()))
             return None
-        if kind == "call_function" and hides_weights(target, args, kwargs):
+        is_own = is_models_own(kind, target)
+        if is_own and hides_weights(args, kwargs):
             return target(*args, **kwargs)
         result = self._run(kind, target, args, kwargs)
-        if is_structure(kind, target, args, kwargs, result):
+        if not is_own and is_structure(target, args, kwargs, result):
             return result
         constant = kind != "call_module" and all(p.constant for p in proxies_in(args, kwargs))
         constant = constant or (target is _LEN and type(args[0]) is not ExampleProxy)
         node = self.create_node(
             kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr
         )
-        return self._wrap(node, result, constant)
+        proxies = self._wrap(node, result, constant)
+        return with_node(proxies, node) if is_own else proxies
 
     # What proxies ask for.
 
