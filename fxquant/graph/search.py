@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fxquant.graph.candidates import AT_THIS_SIZE, RIGHT, WRONG, Candidate, build
+from fxquant.graph.candidates import AT_THIS_SIZE, RIGHT, WRONG, Candidate, agrees, build
 from fxquant.graph.failures import Failure, failure
 from fxquant.graph.leaves import HOST, is_leaf
 from fxquant.graph.probes import Call, Probes, clone
@@ -162,7 +162,7 @@ class Search:
             if isinstance(result, Failure):
                 why = why or result
             else:
-                found = build(self.modules[name], result, name, calls, self.leaves)
+                found = self._checked(build(self.modules[name], result, name, calls, self.leaves))
                 if found.verdict == RIGHT:
                     return found, None
                 if best is None or best.verdict == WRONG:
@@ -184,6 +184,15 @@ class Search:
             except Exception as error:
                 logger.debug("%s can't be traced", name or "the model", exc_info=True)
                 return failure(error)
+
+    def _checked(self, found: Candidate) -> Candidate:
+        """A candidate that is wrong for one image of the traced size too is wrong altogether."""
+        if found.verdict != AT_THIS_SIZE:
+            return found
+        runs = self.probes.single(self.model)
+        calls = self.probes.calls(self.model, [found.name], runs)[found.name]
+        is_right = all(agrees(found.graph, call) for call in calls)
+        return found if is_right else replace(found, verdict=WRONG)
 
     def _culprits(self, name: str) -> set[str]:
         """The smallest modules inside `name` whose own graph is not right, relative to it."""
