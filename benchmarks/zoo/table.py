@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from machine import machine
+
 from zoo.networks import LEFT_OUT
 
 ENOUGH_QUANTIZED, ENOUGH_DB, ROUNDING, MOST_SECONDS = 0.99, 20.0, 1e-4, 60.0
@@ -52,7 +54,7 @@ def write_table(results_file: Path, page: Path) -> None:
     by_zoo = {zoo: sorted(group, key=lambda r: r["name"]) for zoo, group in by_zoo.items() if group}
     lines = [
         INTRODUCTION,
-        *sorted({f"Machine: {result['machine']}." for result in results}),
+        f"Machine: {machine()}.",
         "Command: `make zoo`.",
         "",
         *_summary(by_zoo),
