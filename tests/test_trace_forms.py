@@ -67,8 +67,15 @@ def pooled(x: Tensor) -> Tensor:
     return x.mean((2, 3))
 
 
+def halves(size: list[int], steps: list[int]) -> tuple[list[int], dict[str, int]]:
+    for i in range(2):
+        steps[i] = size[i] // 2 if size[i] > 16 else size[i]
+    return steps, {"total": steps[0] + steps[1]}
+
+
 wrap("affine")
 wrap("pooled")
+wrap("halves")
 
 
 class Wrapped(nn.Module):
@@ -135,3 +142,46 @@ def test_an_argument_that_only_some_calls_give_is_not_bound_to_its_default():
             return self.scaled(x) + self.scaled(x, True)
 
     assert region_names(trace(Twice(), SHAPE).model) == ["scaled.conv"]
+
+
+def by_halves(x: Tensor) -> Tensor:
+    (height, width), found = halves(list(x.shape[2:]), [0, 0])
+    return x[:, :, :height, :width] * found["total"]
+
+
+def test_wrapped_functions_may_return_structures():
+    graph = traced_whole(Around(by_halves)).model.graph
+    assert [n.target for n in graph.nodes].count(halves) == 1
+
+
+class ByBuffer(nn.Module):
+    """Reads buffers in ways that only a tensor, or only a traced value, goes along with."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+        self.register_buffer("table", torch.arange(64.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, torch.autograd.Variable(self.order)]
+
+
+class ByTable(ByBuffer):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[: x.shape[3]]
+
+
+def test_buffers_are_values_of_the_graph_where_that_works_and_tensors_where_not():
+    conv = nn.Conv2d(3, 3, 1)
+    for model in (nn.Sequential(conv, ByBuffer(), ByTable()), Rooted()):
+        reads = [n.target for n in traced_whole(model).model.graph.nodes if n.op == "get_attr"]
+        assert len(reads) == (2 if isinstance(model, nn.Sequential) else 1)
+
+
+class Rooted(ByBuffer):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.conv(x))

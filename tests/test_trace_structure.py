@@ -97,6 +97,18 @@ def factories(x: Tensor) -> Tensor:
     return torch.cat([x * mask, torch.zeros_like(x)], 1) + rows
 
 
+def lists_of_sizes(x: Tensor) -> Tensor:
+    height, width = x.shape[2] // 2, x.shape[3]
+    x = torch.roll(x, shifts=(height, -1), dims=(2, 3))
+    x = F.avg_pool2d(x, kernel_size=(height, width))
+    return torch.reshape(torch.narrow(x, 2, 0, x.shape[2] // 2), (x.shape[0], -1))
+
+
+def sizes_for_constants(x: Tensor) -> Tensor:
+    rows = torch.tensor([[1.0, 2.0, 3.0, 4.0]]).to(x.device)[:, : x.shape[1]]
+    return x.flatten(2).mean(2) + rows.expand(x.shape[0], x.shape[1]).reshape(-1, x.shape[1])
+
+
 def length_of_a_tensor(x: Tensor) -> Tensor:
     return x / len(x)
 
@@ -114,7 +126,14 @@ def setting_items(x: Tensor) -> Tensor:
 
 STRUCTURE = [
     *(rank, dtype_and_device, unpacked_shape, loop_over_size, size_arithmetic, number_types),
-    *(factories, length_of_a_tensor, split_in_a_loop, setting_items),
+    *(
+        factories,
+        lists_of_sizes,
+        sizes_for_constants,
+        length_of_a_tensor,
+        split_in_a_loop,
+        setting_items,
+    ),
 ]
 
 

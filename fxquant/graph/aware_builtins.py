@@ -10,15 +10,20 @@ from functools import lru_cache, wraps
 from types import FunctionType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from fxquant.graph.proxies import ExampleProxy, proxies_in
 
-_FACTORIES = (
+# Functions whose sizes may be lists of proxies, or that have no tensor among their arguments.
+_TORCH = (
     *("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn"),
-    *("tensor", "zeros"),
+    *("tensor", "zeros", "reshape", "roll", "tile", "broadcast_to"),
 )
+_FUNCTIONAL = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+# Methods of tensors that are no proxies themselves, with proxies among their arguments.
+_METHODS = ("to", "expand", "repeat", "view", "reshape", "__getitem__")
 _isinstance, _len = isinstance, len
 
 
@@ -27,14 +32,16 @@ def proxy_aware_builtins(module: nn.Module) -> Iterator[None]:
     """Inside the block, what `module`'s code calls by these names knows proxies.
 
     `isinstance` looks at the example. `len` of a tensor, `max`, `min`, `int` and `float` of sizes,
-    and torch's factories are recorded, so that what they give is right at every size.
+    and torch's functions of sizes are recorded, so that what they give is right at every size.
     """
     with ExitStack() as stack:
         replaced: dict[str, Callable] = {"isinstance": _aware_isinstance, "len": _aware_len}
         replaced |= {f.__name__: _recording_numbers(f) for f in (max, min)}
         stack.enter_context(_replaced(vars(builtins), replaced))
-        factories = {name: _recording(getattr(torch, name)) for name in _FACTORIES}
-        stack.enter_context(_replaced(vars(torch), factories))
+        for place, names in ((torch, _TORCH), (F, _FUNCTIONAL)):
+            functions = {name: _recording(getattr(place, name)) for name in names}
+            stack.enter_context(_replaced(vars(place), functions))
+        stack.enter_context(_recorded_methods())
         # As builtins these would break torch's own code, which compares types by identity.
         for file in _files_of(module):
             stack.enter_context(_replaced(vars(sys.modules[file]), {"int": _Int, "float": _Float}))
@@ -51,6 +58,31 @@ def _replaced(names: dict, values: dict) -> Iterator[None]:
         names.update(before)
         for name in values.keys() - before.keys():
             del names[name]
+
+
+@contextmanager
+def _recorded_methods() -> Iterator[None]:
+    own = {name: vars(Tensor)[name] for name in _METHODS if name in vars(Tensor)}
+    for name in _METHODS:
+        setattr(Tensor, name, _recording_method(name, getattr(Tensor, name)))
+    try:
+        yield
+    finally:
+        for name in _METHODS:
+            delattr(Tensor, name)
+        for name, method in own.items():
+            setattr(Tensor, name, method)
+
+
+def _recording_method(name: str, method: Callable) -> Callable:
+    @wraps(method)
+    def recorded(self: Tensor, *args, **kwargs):
+        proxies = proxies_in(args, kwargs)
+        if not proxies or type(self) is ExampleProxy:
+            return method(self, *args, **kwargs)
+        return proxies[0].tracer.create_proxy("call_method", name, (self, *args), kwargs)
+
+    return recorded
 
 
 def _files_of(module: nn.Module) -> list[str]:

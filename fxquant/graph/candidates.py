@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from fxquant.graph.leaves import HOST
 from fxquant.graph.probes import Call, run, same
 from fxquant.graph.proxies import map_values
-from fxquant.graph.recorder import Recording
+from fxquant.graph.recording import Recording
 
 _MISSING = object()
 RIGHT, AT_THIS_SIZE, WRONG = "right", "right at the traced size alone", "wrong"

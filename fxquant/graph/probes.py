@@ -23,8 +23,11 @@ _LAYER_FUNCTIONS = {
 }
 # Largest difference between a graph and the model, relative to the largest output.
 _TOLERANCE = 1e-4
+# Images from this height or width up are tried at about half of it first, which takes less time.
+_LARGE = 192
 # What is tried as another size, in this order: height and width from those of the first.
 _OTHER_SIZES = (
+    lambda height, width: (height // 64 * 32, width // 64 * 32 + 32),
     lambda height, width: (height + 32, width + 64),
     lambda height, width: (height + 32, width + 32),
     lambda height, width: (height * 3 // 2, width * 3 // 2),
@@ -43,7 +46,7 @@ class Call:
 
 
 class Probes:
-    """Inputs of two batch sizes and, where the model takes it, of another size, with its outputs.
+    """A run on two images and one on a single image, of another size where the model takes it.
 
     `called` has the names of the modules that are called, `early` those of them that are reached
     before any weight is used, `used` the ids of the parameters and buffers that take part,
@@ -52,38 +55,39 @@ class Probes:
 
     def __init__(self, model: nn.Module, input_shape: Shapes):
         self.shapes = input_shapes(input_shape)
-        inputs = [probe_input(model, self.shapes, batch) for batch in (2, 1)]
+        inputs = probe_input(model, self.shapes, 2)
         with _watched(model) as watch:
-            outputs = [_first_run(model, inputs[0], self.shapes)]
+            output = _first_run(model, inputs, self.shapes)
         self.called, self.early = watch.called, watch.early
         self.used, self.multiplied = watch.used, watch.multiplied
-        outputs.append(run(model, inputs[1]))
-        self.runs = [(x, y, False) for x, y in zip(inputs, outputs, strict=True)]
-        self.runs += _at_another_size(model, self.shapes)
+        self._single: list[Call] = []
+        other = _at_another_size(model, self.shapes)
+        self.runs = [Call(inputs, {}, output, False), *(other or self.single(model))]
 
-    @property
-    def has_other_size(self) -> bool:
-        return any(other for *_, other in self.runs)
+    def single(self, model: nn.Module) -> list[Call]:
+        """A run of the model on one image of the traced size."""
+        if not self._single:
+            inputs = probe_input(model, self.shapes, 1)
+            self._single = [Call(inputs, {}, run(model, inputs), False)]
+        return self._single
 
-    def calls(self, model: nn.Module, names: Collection[str]) -> dict[str, list[Call]]:
-        """The calls of the named modules in all runs of `model`, which has to compute the same."""
+    def calls(
+        self, model: nn.Module, names: Collection[str], runs: list[Call] | None = None
+    ) -> dict[str, list[Call]]:
+        """The calls of the named modules in these runs of `model`, all if none are given."""
         calls: dict[str, list[Call]] = {name: [] for name in names}
-        for inputs, _, other_size in self.runs:
+        for call in runs or self.runs:
             with ExitStack() as stack:
                 for name in names:
-                    keep = _keeper(calls[name], other_size)
+                    keep = _keeper(calls[name], call.other_size)
                     stack.enter_context(_hooked(model.get_submodule(name), *keep))
-                run(model, inputs)
+                run(model, call.args)
         return calls
-
-    def root_calls(self) -> list[Call]:
-        """The runs as calls of the model itself."""
-        return [Call(inputs, {}, output, other) for inputs, output, other in self.runs]
 
     def check_deterministic(self, model: nn.Module) -> None:
         """Raise TraceError where two runs on the same input differ."""
-        inputs, output, _ = self.runs[0]
-        if not same(run(model, inputs), output):
+        first = self.runs[0]
+        if not same(run(model, first.args), first.output):
             raise TraceError(
                 f"{type(model).__name__} gives another output each time it runs on the same "
                 "input, in eval mode too, so no graph can be checked against it",
@@ -165,15 +169,16 @@ def _first_run(model: nn.Module, inputs: tuple, shapes: tuple):
         ) from error
 
 
-def _at_another_size(model: nn.Module, shapes: tuple) -> list:
-    """A run on images of another height and width; none where the model refuses them."""
-    for change in _OTHER_SIZES:
+def _at_another_size(model: nn.Module, shapes: tuple) -> list[Call]:
+    """A run on one image of another height and width; none where the model refuses them."""
+    is_large = all(min(shape[-2:]) >= _LARGE for shape in shapes if len(shape) > 1)
+    for change in _OTHER_SIZES if is_large else _OTHER_SIZES[1:]:
         other = tuple(_resized(shape, change) for shape in shapes)
         if other == shapes:
             return []
         inputs = probe_input(model, other, 1)
         try:
-            return [(inputs, run(model, inputs), True)]
+            return [Call(inputs, {}, run(model, inputs), True)]
         except Exception:  # whatever a model raises, it doesn't take this size
             continue
     return []

@@ -6,12 +6,11 @@ import inspect
 import operator
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Tracer
+from torch.fx import Node, Tracer
 
 from fxquant.graph.aware_builtins import proxy_aware_builtins, real_function
 from fxquant.graph.failures import Failure, failure, source_line
@@ -25,8 +24,16 @@ from fxquant.graph.proxies import (
     proxies_in,
     refilled,
 )
+from fxquant.graph.recording import CalledTwiceError, Recording, Way
 from fxquant.graph.state import kept_as_is
-from fxquant.graph.structure import describe, hides_weights, is_structure, tidy
+from fxquant.graph.structure import (
+    describe,
+    hides_weights,
+    is_models_own,
+    is_structure,
+    tidy,
+    with_node,
+)
 
 _LEN = len  # the real one, while the builtin knows proxies
 # What returns parts of its tensor: taking one of them brings in nothing from outside the graph.
@@ -36,44 +43,12 @@ _SPLITS = {
 }
 
 
-class CalledTwiceError(Exception):
-    """A module whose first call was recorded from inside can't be in its second: start again."""
-
-    def __init__(self, name: str, reason: Failure):
-        super().__init__(name)
-        self.name, self.reason = name, reason
-
-
-@dataclass
-class Recording:
-    """What one pass over a module's forward gave.
-
-    `graph` computes what it does; `failures` has the modules inside that became leaves because
-    their forward can't be recorded, by name; `values` the places where a number was answered from
-    the example; `passed` the guards that were taken as passing; `constants` are tensors made
-    while recording, which the graph reads as attributes; `augmented` says whether tensors were
-    changed by `+=` or its kin; `bound` are the arguments that are constants in the graph.
-    """
-
-    graph: Graph | None = None
-    failures: dict[str, Failure] = field(default_factory=dict)
-    values: set[str] = field(default_factory=set)
-    passed: set[str] = field(default_factory=set)
-    constants: dict[str, Tensor] = field(default_factory=dict)
-    augmented: bool = False
-    bound: dict[str, object] = field(default_factory=dict)
-
-    def noted(self) -> tuple[set[str], set[str]]:
-        """Copies of the guards passed and the places of values so far."""
-        return set(self.passed), set(self.values)
-
-
 class Recorder(Tracer):
     """torch.fx's tracer, run on example arguments, that makes leaves of what it can't record.
 
     Leaves are torch.nn layers, classes that inherit their forward from one, torchvision's
     operators, and those of `leaves`, classes or names. Modules named in `values` may use numbers
-    of the example; `bind_numbers` makes constants of the numbers among the arguments.
+    of the example.
     """
 
     def __init__(
@@ -81,15 +56,15 @@ class Recorder(Tracer):
         leaves: Collection[type[nn.Module]] = (),
         forced: dict[str, Failure] | None = None,
         values: Collection[str] = (),
-        bind_numbers: bool = False,
-        in_place: bool = False,
+        way: Way | None = None,
     ):
         super().__init__()
+        way = way or Way()
         self.recording = Recording(failures=dict(forced or {}))
-        self.in_place = in_place
+        self.in_place = way.in_place
         self._leaves = tuple(leaves)
         self._values = frozenset(values)
-        self._bind_numbers = bind_numbers
+        self._bind_numbers, self._plain_buffers = way.bind_numbers, way.plain_buffers
         self._is_running = False
         self._entered: set[str] = set()
         self._tensors: dict[str, ExampleProxy] = {}
@@ -122,26 +97,43 @@ class Recorder(Tracer):
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
-        last, depth, noted = self._last_node(), len(self.module_stack), self.recording.noted()
         try:
-            result = super().call_module(m, forward, args, kwargs)
+            result = self._enter(m, forward, args, kwargs)
         except CalledTwiceError:
             raise
         except Exception as error:
             reason = failure(error)
-            while len(self.module_stack) > depth:
-                self.module_stack.popitem()
             if name in self._entered:
                 raise CalledTwiceError(name, reason) from error
-            self._erase_after(last)
-            self.recording.passed, self.recording.values = noted
             self.recording.failures[name] = reason
             return super().call_module(m, forward, args, kwargs)
         self._entered.add(name)
         return result
 
+    def _enter(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict):
+        """Record what is inside a module, its buffers as values of the graph or as they are."""
+        before = self._plain_buffers
+        for self._plain_buffers in (before, True):
+            last, depth = self._last_node(), len(self.module_stack)
+            entered, noted = set(self._entered), self.recording.noted()
+            try:
+                return super().call_module(m, forward, args, kwargs)
+            except Exception as error:
+                while len(self.module_stack) > depth:
+                    self.module_stack.popitem()
+                self._erase_after(last)
+                self._entered = entered
+                self.recording.take_back(noted)
+                is_last = self._plain_buffers or not m._buffers
+                if is_last or isinstance(error, CalledTwiceError):
+                    raise
+            finally:
+                self._plain_buffers = before
+
     def getattr(self, attr: str, attr_val, parameter_proxy_cache: dict):
         if self._is_running or id(attr_val) not in self._names:
+            return attr_val
+        if self._plain_buffers and not isinstance(attr_val, nn.Parameter):
             return attr_val
         name = self._names[id(attr_val)]
         if name not in self._tensors:
@@ -181,17 +173,19 @@ class Recorder(Tracer):
         if target is torch._assert:
             self.recording.passed.add(source_line(inspect.currentframe()))
             return None
-        if kind == "call_function" and hides_weights(target, args, kwargs):
+        is_own = is_models_own(kind, target)
+        if is_own and hides_weights(args, kwargs):
             return target(*args, **kwargs)
         result = self._run(kind, target, args, kwargs)
-        if is_structure(kind, target, args, kwargs, result):
+        if not is_own and is_structure(target, args, kwargs, result):
             return result
         constant = kind != "call_module" and all(p.constant for p in proxies_in(args, kwargs))
         constant = constant or (target is _LEN and type(args[0]) is not ExampleProxy)
         node = self.create_node(
             kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr
         )
-        return self._wrap(node, result, constant)
+        proxies = self._wrap(node, result, constant)
+        return with_node(proxies, node) if is_own else proxies
 
     # What proxies ask for.
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fxquant.graph.candidates import AT_THIS_SIZE, RIGHT, WRONG, Candidate, build
+from fxquant.graph.candidates import AT_THIS_SIZE, RIGHT, WRONG, Candidate, agrees, build
 from fxquant.graph.failures import Failure, failure
 from fxquant.graph.leaves import HOST, is_leaf
 from fxquant.graph.probes import Call, Probes, clone
-from fxquant.graph.recorder import CalledTwiceError, Recorder, Recording
+from fxquant.graph.recorder import Recorder
+from fxquant.graph.recording import CalledTwiceError, Recording, Way
 
 logger = logging.getLogger(__name__)
 
@@ -155,28 +156,27 @@ class Search:
         self, name: str, calls: list[Call], forced: dict[str, Failure], values: Collection = ()
     ) -> tuple[Candidate | None, Failure | None]:
         """The best of the ways of recording a module, or why there is none."""
-        best, why, augmented = None, None, False
-        for bind_numbers, in_place in ((False, False), (True, False), (False, True)):
-            if (in_place and not augmented) or (bind_numbers and not _has_numbers(calls[0])):
-                continue
-            result = self._record(name, calls[0], forced, values, bind_numbers, in_place)
+        best, why, ways = None, None, [Way()]
+        for way in ways:
+            result = self._record(name, calls[0], forced, values, way)
             if isinstance(result, Failure):
                 why = why or result
-                continue
-            found = build(self.modules[name], result, name, calls, self.leaves)
-            augmented = augmented or result.augmented
-            if found.verdict == RIGHT:
-                return found, None
-            if best is None or best.verdict == WRONG:
-                best = found
+            else:
+                found = self._checked(build(self.modules[name], result, name, calls, self.leaves))
+                if found.verdict == RIGHT:
+                    return found, None
+                if best is None or best.verdict == WRONG:
+                    best = found
+            if way == Way():
+                ways += _other_ways(self.modules[name], calls[0], result)
         return best, why
 
     def _record(
-        self, name: str, call: Call, forced: dict, values, bind_numbers: bool, in_place: bool
+        self, name: str, call: Call, forced: dict, values: Collection, way: Way
     ) -> Recording | Failure:
         forced = dict(forced)
         while True:
-            recorder = Recorder(self.leaves, forced, values, bind_numbers, in_place)
+            recorder = Recorder(self.leaves, forced, values, way)
             try:
                 return recorder.record(self.modules[name], clone(call.args), clone(call.kwargs))
             except CalledTwiceError as error:
@@ -184,6 +184,15 @@ class Search:
             except Exception as error:
                 logger.debug("%s can't be traced", name or "the model", exc_info=True)
                 return failure(error)
+
+    def _checked(self, found: Candidate) -> Candidate:
+        """A candidate that is wrong for one image of the traced size too is wrong altogether."""
+        if found.verdict != AT_THIS_SIZE:
+            return found
+        runs = self.probes.single(self.model)
+        calls = self.probes.calls(self.model, [found.name], runs)[found.name]
+        is_right = all(agrees(found.graph, call) for call in calls)
+        return found if is_right else replace(found, verdict=WRONG)
 
     def _culprits(self, name: str) -> set[str]:
         """The smallest modules inside `name` whose own graph is not right, relative to it."""
@@ -229,6 +238,14 @@ class Search:
             if tensors and not any(is_inside(name, leaf) for leaf in users):
                 found[name] = tensors
         return found
+
+
+def _other_ways(module: nn.Module, call: Call, result: Recording | Failure) -> list[Way]:
+    """Ways that may do better than a result that is no graph, or not the right one."""
+    failed = isinstance(result, Failure)
+    ways = [Way(plain_buffers=True)] if failed and module._buffers else []
+    ways += [Way(bind_numbers=True)] if _has_numbers(call) else []
+    return ways + ([Way(in_place=True)] if not failed and result.augmented else [])
 
 
 def _has_numbers(call: Call) -> bool:

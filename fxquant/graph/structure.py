@@ -7,21 +7,47 @@ from types import FunctionType
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from fxquant.graph.proxies import ExampleProxy, example_of, proxies_in
 
 _RANK = {"dim", "ndim", "ndimension"}
 
 
-def hides_weights(target, args: tuple, kwargs: dict) -> bool:
-    """Whether a function of the model's own, kept as one call by `fx.wrap`, is given weights."""
-    if not isinstance(target, FunctionType) or target.__module__.split(".")[0] == "torch":
-        return False
+class _Tuple(tuple):
+    node: Node
+
+
+class _List(list):
+    node: Node
+
+
+class _Dict(dict):
+    node: Node
+
+
+def is_models_own(kind: str, target) -> bool:
+    """Whether a call is that of a function of the model's own, which `fx.wrap` keeps as one."""
+    is_function = kind == "call_function" and isinstance(target, FunctionType)
+    return is_function and target.__module__.split(".")[0] != "torch"
+
+
+def hides_weights(args: tuple, kwargs: dict) -> bool:
+    """Whether there are weights among the arguments of a call."""
     return any(isinstance(p.example, nn.Parameter) for p in proxies_in(args, kwargs))
 
 
-def is_structure(kind: str, target, args: tuple, kwargs: dict, result) -> bool:
+def with_node(value, node: Node):
+    """A container of proxies that has its node, as `fx.wrap` expects of what it calls."""
+    kind = {tuple: _Tuple, list: _List, dict: _Dict}.get(type(value))
+    if kind is None:
+        return value
+    value = kind(value)
+    value.node = node
+    return value
+
+
+def is_structure(target, args: tuple, kwargs: dict, result) -> bool:
     """Whether a result is no number and comes from none: the same for every input."""
     if isinstance(result, torch.dtype | torch.layout | str | type):
         return True

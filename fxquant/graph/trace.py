@@ -62,7 +62,7 @@ def trace(
     types = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}
     probes = Probes(model, input_shape)
     search = Search(model, probes, leaves)
-    search.cover("", probes.root_calls())
+    search.cover("", probes.runs)
     if not search.regions:
         probes.check_deterministic(model)
         raise _nothing_traced(search, types)
@@ -96,10 +96,11 @@ def _fits(search: Search, regions: dict[str, Candidate]) -> bool:
     """Whether the model with these regions in place computes what it did."""
     if list(regions) == [""]:
         return True  # checked as a region
-    fixed = any(region.fixed for region in regions.values())
-    calls = [call for call in search.probes.root_calls() if not (call.other_size and fixed)]
+    runs = search.probes.runs
+    if any(region.fixed for region in regions.values()):
+        runs = [run for run in runs if not run.other_size] + search.probes.single(search.model)
     whole, replaced = put_in_place(search.model, search.modules, regions)
-    fits = all(agrees(whole, call) for call in calls)
+    fits = all(agrees(whole, run) for run in runs)
     for parent, key, module in replaced:
         setattr(parent, key, module)
     return fits
