@@ -31,8 +31,9 @@ _isinstance, _len = isinstance, len
 def proxy_aware_builtins(module: nn.Module) -> Iterator[None]:
     """Inside the block, what `module`'s code calls by these names knows proxies.
 
-    `isinstance` looks at the example. `len` of a tensor, `max`, `min`, `int` and `float` of sizes,
-    and torch's functions of sizes are recorded, so that what they give is right at every size.
+    `isinstance` looks at the example. `len` of a tensor (as its first size), `max`, `min`, `int`
+    and `float` of sizes, and torch's functions of sizes are recorded, so that what they give is
+    right at every size.
     """
     with ExitStack() as stack:
         replaced: dict[str, Callable] = {"isinstance": _aware_isinstance, "len": _aware_len}
@@ -126,7 +127,7 @@ def _aware_isinstance(value, classes) -> bool:
 
 def _aware_len(value) -> int:
     if type(value) is ExampleProxy and _isinstance(value.example, Tensor):
-        return value.tracer.create_proxy("call_function", _len, (value,), {})
+        return value.size(0)  # which torch.export can leave free; a len must be a number
     return _len(value)
 
 
