@@ -55,6 +55,12 @@ WIDTHS: tuple[Option, ...] = (
         "--symmetric", is_flag=True, help="Activations on signed grids, without a zero point."
     ),
 )
+EVALUATION: tuple[Option, ...] = (
+    click.option(
+        "--eval-mean", type=CHANNEL_VALUES, default="0", help="Their mean, pixels in 0..1."
+    ),
+    click.option("--eval-std", type=CHANNEL_VALUES, default="1", help="Their standard deviation."),
+)
 NETWORK: tuple[Option, ...] = (
     click.option(
         "--arch",

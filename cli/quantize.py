@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fxquant.cli.options import CHANNEL_VALUES, CONFIG, LAYOUT, NETWORK, NMS, OPSET, WIDTHS, takes
+from fxquant.cli.options import CONFIG, EVALUATION, LAYOUT, NETWORK, NMS, OPSET, WIDTHS, takes
 
 
 @click.command(short_help="Quantize a trained network without data.")
@@ -28,8 +28,7 @@ from fxquant.cli.options import CHANNEL_VALUES, CONFIG, LAYOUT, NETWORK, NMS, OP
     type=click.Path(path_type=Path),
     help="Labelled images (.npz) to measure accuracy on after training.",
 )
-@click.option("--eval-mean", type=CHANNEL_VALUES, default="0", help="Their mean, pixels in 0..1.")
-@click.option("--eval-std", type=CHANNEL_VALUES, default="1", help="Their standard deviation.")
+@takes(*EVALUATION)
 @click.option(
     "--format",
     "formats",
