@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
 
 
 def _widths(report: dict[str, Any]) -> str:
-    config = report["settings"]["config"]
-    return f"W{config['weight_bits']}A{config['act_bits']}, {report['settings']['recipe']['name']}"
+    config, mixed = report["settings"]["config"], report.get("mixed")
+    weights = f"{mixed['chosen']['average_bits']:.2g}" if mixed else config["weight_bits"]
+    kind = ", mixed" if mixed else ""
+    recipe = report["settings"]["recipe"]["name"]
+    return f"W{weights}A{config['act_bits']}{kind}, {recipe}"
 
 
 def _rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -70,6 +74,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{summary['layers_quantized']} layers quantized, {summary['layers_float']} left float"
     ]
+    if report.get("mixed"):
+        lines.append(_mixed(report["mixed"]))
     for part in report["float"][:5]:
         lines.append(f"  float: {part['name']} ({part['what']}): {part['reason']}")
     if len(report["float"]) > 5:
@@ -80,6 +86,15 @@ def _notes(report: dict[str, Any]) -> list[str]:
         f"in integer kernels of ONNX Runtime"
     )
     return lines
+
+
+def _mixed(mixed: dict[str, Any]) -> str:
+    """How many layers have which width, and what the budget was."""
+    counts = Counter(layer["bits"] for layer in mixed["layers"])
+    widths = ", ".join(f"{count} at {bits}" for bits, count in sorted(counts.items()))
+    budget = mixed["budget"]
+    text = megabytes(budget) if mixed["measure"] == "size" else f"{budget / 1e9:.3g} G BitOps"
+    return f"bits of layers' weights, chosen for {text}: {widths}"
 
 
 def megabytes(count: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from fxquant.errors import SettingError
+from fxquant.mixed.budget import Mixed
 from fxquant.models.load import LoadedModel
 from fxquant.settings import Settings, read_settings
 from fxquant.spec import LayerRule, QConfig
@@ -42,3 +43,18 @@ def given_widths(base: Settings | None, options: dict[str, Any]) -> QConfig:
     }
     config = base.config if base else QConfig()
     return replace(config, **{name: value for name, value in given.items() if value})
+
+
+def given_mixed(base: Settings | None, options: dict[str, Any]) -> Mixed | None:
+    """Mixed precision as asked for; else that of a recipe.toml, if its widths still hold."""
+    asked = {
+        "size": options.get("target_size"),
+        "bitops": options.get("target_bitops"),
+        "widths": options.get("mixed_widths"),
+    }
+    asked = {name: value for name, value in asked.items() if value}
+    if asked or options.get("mixed"):
+        return Mixed(**asked)
+    if options["bits"] or options["weight_bits"]:
+        return None
+    return base.mixed if base else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from fxquant import __version__
 from fxquant.cli.console import print_json, status
-from fxquant.cli.given import given_settings, given_shape, given_widths
+from fxquant.cli.given import given_mixed, given_settings, given_shape, given_widths
 from fxquant.cli.inspection import print_inspection
 from fxquant.drawing.svg import draw
 from fxquant.errors import SettingError
@@ -26,12 +26,13 @@ def run_job(model: str, *, as_json: bool, graph: Path | None, **options: Any) ->
         model, arch=options["arch"], trust_classes=options["trust_classes"], pretrained=False
     )
     base = given_settings(options)
-    settings = Settings(given_shape(loaded, base, options), given_widths(base, options))
-    prepared = prepare(loaded.module, settings.config, settings.input_shape)
+    shape, config = given_shape(loaded, base, options), given_widths(base, options)
+    settings = Settings(shape, config, mixed=given_mixed(base, options))
+    prepared = prepare(loaded.module, settings.applied_config, settings.input_shape)
     layers = list_layers(prepared)
     facts = {
         "fxquant": __version__,
-        "settings": {"config": settings.config.to_dict()},
+        "settings": {"config": settings.applied_config.to_dict()},
         **describe(prepared, layers),
     }
     facts["model"] |= {"name": loaded.name, "source": loaded.source}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,25 @@ class Numbers(click.ParamType):
             self.fail(f"'{value}' is not a list of numbers such as {self.name}", param, ctx)
 
 
+class Amount(click.ParamType):
+    """A number with a decimal prefix and, if wanted, a unit: 0.5MB, 500kB, 2G."""
+
+    name = "amount"
+
+    def __init__(self, unit: str, example: str):
+        self.unit, self.example = unit, example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None):
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(rf"([0-9]*\.?[0-9]+)\s*([kKMGT]?){self.unit}?", value.strip())
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"'{value}' is not an amount above 0 such as {self.example}", param, ctx)
+        return float(match[1]) * 1000 ** " kMGT".index(match[2].replace("K", "k") or " ")
+
+
 SHAPE = Numbers(int, "C,H,W")
+LIST_OF_BITS = Numbers(int, "2,4,8")
 CHANNEL_VALUES = Numbers(float, "R,G,B")
 BITS = click.IntRange(2, 8)
 LAYOUT = click.Choice(["runtime", "portable", "tensorrt"])
@@ -49,7 +68,8 @@ WIDTHS: tuple[Option, ...] = (
         "layers",
         multiple=True,
         metavar="NAME=BITS",
-        help="Width of the layers that a pattern names, or 'float'. Repeatable, last match wins.",
+        help="Width of the layers that a pattern names, 'float', or 'w3' for weights alone. "
+        "Repeatable, last match wins.",
     ),
     click.option(
         "--symmetric", is_flag=True, help="Activations on signed grids, without a zero point."
@@ -60,6 +80,31 @@ EVALUATION: tuple[Option, ...] = (
         "--eval-mean", type=CHANNEL_VALUES, default="0", help="Their mean, pixels in 0..1."
     ),
     click.option("--eval-std", type=CHANNEL_VALUES, default="1", help="Their standard deviation."),
+)
+MIXED: tuple[Option, ...] = (
+    click.option(
+        "--mixed",
+        is_flag=True,
+        help="Give each layer's weights a width of their own, within the size at --bits.",
+    ),
+    click.option(
+        "--target-size",
+        type=Amount("B", "0.5MB"),
+        metavar="SIZE",
+        help="Mixed, with all parameters in so many bytes: 0.5MB.",
+    ),
+    click.option(
+        "--target-bitops",
+        type=Amount("", "2G"),
+        metavar="COUNT",
+        help="Mixed, with so many bit operations for an image: 2G.",
+    ),
+    click.option(
+        "--mixed-widths",
+        type=LIST_OF_BITS,
+        metavar="BITS,...",
+        help="Widths that mixed precision may give.  [default: 2,3,4,5,6,7,8]",
+    ),
 )
 NETWORK: tuple[Option, ...] = (
     click.option(

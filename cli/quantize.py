@@ -6,12 +6,22 @@ from pathlib import Path
 
 import click
 
-from fxquant.cli.options import CONFIG, EVALUATION, LAYOUT, NETWORK, NMS, OPSET, WIDTHS, takes
+from fxquant.cli.options import (
+    CONFIG,
+    EVALUATION,
+    LAYOUT,
+    MIXED,
+    NETWORK,
+    NMS,
+    OPSET,
+    WIDTHS,
+    takes,
+)
 
 
 @click.command(short_help="Quantize a trained network without data.")
 @click.argument("model")
-@takes(*WIDTHS, *NETWORK)
+@takes(*WIDTHS, *MIXED, *NETWORK)
 @click.option("--recipe", help="Method: ddaq or zeroq.  [default: ddaq]")
 @click.option("--preset", help="fast, default, best or paper.  [default: default]")
 @click.option("--no-finetune", is_flag=True, help="Only calibrate; leave the weights untrained.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fxquant.cli.console import print_json, print_summary, status
-from fxquant.cli.given import given_settings, given_shape, given_widths
+from fxquant.cli.given import given_mixed, given_settings, given_shape, given_widths
 from fxquant.cli.interrupts import interrupts
 from fxquant.cli.log import log_to
 from fxquant.cli.progress import ProgressWatcher
@@ -18,7 +18,7 @@ from fxquant.exporters.files import Form
 from fxquant.exporters.parity import Parity, require_parity
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.models.load import LoadedModel, load_model
-from fxquant.pipeline import resolve_device, run
+from fxquant.pipeline import resolve_device, run, width_chooser
 from fxquant.report.evaluate import EvaluationData
 from fxquant.run_folder import LOG, RunFolder, model_hash
 from fxquant.settings import Settings
@@ -46,10 +46,11 @@ def _job(model: str, output: Path | None, options: dict[str, Any]) -> tuple[dict
         "form": Form(options["layout"] or "runtime", options["opset"], options["nms"]),
         "program": "pt2" in options["formats"],
     }
-    prepared = prepare(loaded.module, settings.config, settings.input_shape)
+    prepared = prepare(loaded.module, settings.applied_config, settings.input_shape)
     if options["nms"]:
         retinanet_of(prepared.student)
     check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
+    width_chooser(prepared, settings)  # refuses what can't be met before a folder is made
     with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
         if folder.finished:
             status(f"this run has already finished: {folder.path}")
@@ -90,7 +91,7 @@ def make_settings(loaded: LoadedModel, options: dict[str, Any]) -> Settings:
         recipe = recipe.without_fine_tuning()
     device = resolve_device(options["device"] or (base.device if base else "auto"))
     seed = options["seed"] if options["seed"] is not None else (base.seed if base else 0)
-    return Settings(shape, config, recipe, seed, device)
+    return Settings(shape, config, recipe, seed, device, given_mixed(base, options))
 
 
 def _evaluation(options: dict[str, Any], settings: Settings) -> EvaluationData | None:
@@ -102,5 +103,5 @@ def _evaluation(options: dict[str, Any], settings: Settings) -> EvaluationData |
 
 
 def _default_output(loaded: LoadedModel, settings: Settings) -> Path:
-    config = settings.config
-    return Path(f"{loaded.name}-w{config.weight_bits}a{config.act_bits}")
+    config, mixed = settings.config, "-mixed" if settings.mixed else ""
+    return Path(f"{loaded.name}-w{config.weight_bits}a{config.act_bits}{mixed}")

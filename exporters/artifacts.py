@@ -59,10 +59,9 @@ def export(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"name": "model", "source": None, "sha256": None, **(model or {})}
+    recipe = _recipe(result, facts)
     if not (folder / RECIPE).exists():
-        known = {key: value for key, value in facts.items() if key in _FACTS and value}
-        settings = {"fxquant": __version__, "model": known, **result.settings.to_dict()}
-        write_text(folder / RECIPE, to_toml(settings))
+        write_text(folder / RECIPE, recipe)
     with staged(folder, last=REPORT) as place:
         report = build_report(result)
         report["model"] |= facts
@@ -75,9 +74,17 @@ def export(
         report["size"]["onnx_bytes"] = parity.file_bytes
         report["accuracy"] = _accuracy(result, place / MODEL, evaluation) if evaluation else None
         _write_state(result, place)
+        if result.widths is not None:  # what was chosen belongs to it
+            write_text(place / RECIPE, recipe)
         write_text(place / PAGE, render(report, result.images))
         write_text(place / REPORT, json.dumps(report, indent=1, allow_nan=False) + "\n")
     return report
+
+
+def _recipe(result: Result, facts: dict[str, Any]) -> str:
+    """The content of recipe.toml."""
+    known = {key: value for key, value in facts.items() if key in _FACTS and value}
+    return to_toml({"fxquant": __version__, "model": known, **result.settings.to_dict()})
 
 
 def _write_state(result: Result, folder: Path) -> None:

@@ -13,6 +13,7 @@ from importlib import import_module
 _PUBLIC = {
     "FxQuantError": "fxquant.errors",
     "LayerRule": "fxquant.spec",
+    "Mixed": "fxquant.mixed.budget",
     "QConfig": "fxquant.spec",
     "Quantizer": "fxquant.quantizer",
     "Recipe": "fxquant.datafree.recipe",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from fxquant.errors import OutputError, SettingError
 from fxquant.graph.detectors import DetectorNetwork
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.graph.snap_biases import snap_biases
+from fxquant.mixed.budget import Mixed
+from fxquant.mixed.choose import WidthChooser, WidthPlan
+from fxquant.mixed.shares import measure_costs, require_possible
+from fxquant.ranges import ESTIMATORS
 from fxquant.settings import Settings
 from fxquant.spec import QConfig
 
@@ -31,7 +35,8 @@ class Result:
 
     `images` are generated ones that the student was not trained on, (n, channels, height,
     width); `curves` are losses by `phase/who.term`, one value a step; `seconds` are by phase;
-    `kept` is which student this is, the `fine-tuned` or the `calibrated` one.
+    `kept` is which student this is, the `fine-tuned` or the `calibrated` one. `widths` are those
+    of mixed precision, which `settings` then hold as well.
     """
 
     teacher: nn.Module
@@ -43,6 +48,7 @@ class Result:
     curves: dict[str, list[float]]
     seconds: dict[str, float]
     kept: str
+    widths: WidthPlan | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -61,6 +67,7 @@ def quantize(
     recipe: str | Recipe = "ddaq",
     preset: str = "default",
     finetune: bool = True,
+    mixed: bool | Mixed = False,
     seed: int = 0,
     device: str = "auto",
     watcher: Watcher | None = None,
@@ -69,16 +76,19 @@ def quantize(
 
     `bits` is the width of weights and activations, 2 to 8; a `QConfig` sets all widths apart.
     `input_shape` is (channels, height, width). `recipe` is a name at a `preset`, or a `Recipe`.
-    `device` is auto, cpu, cuda or cuda:n. Raises TraceError where the model can't be traced,
-    SettingError for settings that can't be used, DivergenceError where training fails.
+    `mixed` gives each layer's weights a width of their own, within the size at `bits` or the budget
+    of a `Mixed`. `device` is auto, cpu, cuda or cuda:n. Raises TraceError where the model can't be
+    traced, SettingError for settings that can't be used, DivergenceError where training fails.
     """
     if (bits is None) == (config is None):
         raise SettingError("give either bits or a QConfig", "fxquant.quantize(model, bits=4, ...)")
     config = config or QConfig(weight_bits=bits, act_bits=bits)
     recipe = find_recipe(recipe, preset) if isinstance(recipe, str) else recipe
     recipe = recipe if finetune else recipe.without_fine_tuning()
-    settings = Settings(tuple(input_shape), config, recipe, seed, resolve_device(device))
-    return run(prepare(model, config, settings.input_shape), settings, watcher=watcher)
+    mixed = Mixed() if mixed is True else mixed or None
+    settings = Settings(tuple(input_shape), config, recipe, seed, resolve_device(device), mixed)
+    prepared = prepare(model, settings.applied_config, settings.input_shape)
+    return run(prepared, settings, watcher=watcher)
 
 
 def train(
@@ -96,11 +106,24 @@ def train(
         seed=settings.seed,
         device=settings.device,
         watcher=watcher,
+        choose=width_chooser(prepared, settings),
     )
     if state is not None:
         _continue_from(engine, state)
     engine.run()
     return engine
+
+
+def width_chooser(prepared: Prepared, settings: Settings) -> WidthChooser | None:
+    """What chooses the widths of mixed precision, where it is asked for.
+
+    Raises SettingError where no widths are within the budget.
+    """
+    if settings.mixed is None:
+        return None
+    costs = measure_costs(prepared, settings.config)
+    require_possible(costs, settings.mixed)
+    return WidthChooser(costs, settings.mixed, ESTIMATORS[settings.recipe.schedule.ranges])
 
 
 def _continue_from(engine: Engine, state: dict) -> None:
@@ -127,6 +150,10 @@ def run(
     require_sound(student)
     snap_biases(student)
     logger.info("trained in %.1f s", time.perf_counter() - start)
+    if engine.widths is not None:
+        chosen = replace(settings.mixed, layers=engine.widths.rules())
+        settings = replace(settings, mixed=chosen)
+        prepared = replace(prepared, config=settings.applied_config)
     return Result(
         engine.teacher.cpu(),
         student,
@@ -137,6 +164,7 @@ def run(
         engine.history.curves,
         engine.seconds,
         engine.kept,
+        engine.widths,
     )
 
 

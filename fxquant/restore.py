@@ -54,7 +54,7 @@ def restore(folder: str | Path, model: nn.Module) -> Restored:
             f"{folder} was made from another model: the weights differ",
             "give the one that was quantized with --model MODEL",
         )
-    prepared = prepare(model, settings.config, settings.input_shape)
+    prepared = prepare(model, settings.applied_config, settings.input_shape)
     load_student(prepared.student, folder / STUDENT)
     return Restored(prepared.student, prepared, settings, _images_of(folder, settings), facts)
 

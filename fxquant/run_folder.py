@@ -116,6 +116,7 @@ class RunFolder:
         except SettingError as error:
             raise OutputError(f"{self.path} holds another run: {error.message}", hint) from error
         wanted = json.loads(json.dumps(self.identity))
+        _adopt_chosen_widths(found, wanted)
         different = first_difference(found, wanted)
         if different:
             raise OutputError(f"{self.path} holds another run: {different}", hint)
@@ -196,6 +197,13 @@ def _damaged(path: Path, reason: Exception | str) -> OutputError:
         f"{path} can't be read: {text or type(reason).__name__}",
         "remove it, and the same command does again what it stands for",
     )
+
+
+def _adopt_chosen_widths(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Let a run that is to choose widths be the one that has chosen them already."""
+    there, asked = found.get("mixed"), wanted.get("mixed")
+    if isinstance(there, dict) and isinstance(asked, dict) and not asked["layers"]:
+        asked["layers"] = there.get("layers", [])
 
 
 def first_difference(found: Any, wanted: Any, where: str = "") -> str | None:

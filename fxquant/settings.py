@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fxquant.datafree.recipe import Recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.errors import SettingError
 from fxquant.inputs import require_one_input
+from fxquant.mixed.budget import Mixed
 from fxquant.spec import LayerRule, QConfig
 
 if sys.version_info >= (3, 11):
@@ -37,7 +38,8 @@ MOST_VALUES = 3 << 24
 class Settings:
     """All that decides a run beside the model: fed back, they give the same run.
 
-    `input_shape` is (channels, height, width); `device` a name that torch knows.
+    `input_shape` is (channels, height, width); `device` a name that torch knows. `mixed` lets the
+    weights of each layer have a width of their own.
     """
 
     input_shape: tuple[int, ...]
@@ -45,6 +47,7 @@ class Settings:
     recipe: Recipe = field(default_factory=lambda: find_recipe("ddaq", "default"))
     seed: int = 0
     device: str = "cpu"
+    mixed: Mixed | None = None
 
     def __post_init__(self) -> None:
         shape = self.input_shape
@@ -64,20 +67,28 @@ class Settings:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise SettingError(f"seed is {seed}; expected 0 to 2^63 - 1")
 
+    @property
+    def applied_config(self) -> QConfig:
+        """`config` with the widths that mixed precision chose, which its own rules go over."""
+        chosen = self.mixed.layers if self.mixed else ()
+        return replace(self.config, layers=(*chosen, *self.config.layers))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for TOML and JSON."""
+        mixed = {"mixed": self.mixed.to_dict()} if self.mixed else {}
         return {
             "input_shape": list(self.input_shape),
             "seed": self.seed,
             "device": self.device,
             "config": self.config.to_dict(),
             "recipe": self.recipe.to_dict(),
+            **mixed,
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
         """The inverse of `to_dict`; raises SettingError for what can't be used."""
-        known = {"input_shape", "seed", "device", "config", "recipe"}
+        known = {"input_shape", "seed", "device", "config", "recipe", "mixed"}
         unknown = sorted(set(values) - known)
         if unknown:
             raise SettingError(f"unknown key '{unknown[0]}'", f"one of {', '.join(sorted(known))}")
@@ -90,6 +101,8 @@ class Settings:
             parts["config"] = _config_from_dict(values["config"])
         if "recipe" in values:
             parts["recipe"] = Recipe.from_dict(values["recipe"])
+        if "mixed" in values:
+            parts["mixed"] = Mixed.from_dict(values["mixed"])
         return cls(**parts)
 
 

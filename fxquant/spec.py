@@ -47,11 +47,13 @@ class QSpec:
 class LayerRule:
     """Bits for the layers whose qualified name matches `pattern` (fnmatch); None keeps them float.
 
-    The bits are those of the layer's weights and of the activations that enter it.
+    The bits are those of the layer's weights and of the activations that enter it; with
+    `weights_only`, of the weights alone.
     """
 
     pattern: str
     bits: int | None
+    weights_only: bool = False
 
     def __post_init__(self) -> None:
         if not self.pattern:
@@ -61,17 +63,32 @@ class LayerRule:
 
     @classmethod
     def parse(cls, text: str) -> LayerRule:
-        """Read `NAME=BITS` or `NAME=float`."""
+        """Read `NAME=BITS`, `NAME=wBITS` (weights only) or `NAME=float`."""
         pattern, separator, value = text.rpartition("=")
-        if not separator or not (value == "float" or (value.isdecimal() and len(value) < 4)):
+        bits = value.removeprefix("w")
+        if not separator or not (value == "float" or (bits.isdecimal() and len(bits) < 4)):
             raise SettingError(
                 f"layer rule '{text[:200]}' can't be read",
-                "write NAME=BITS or NAME=float, for example 'features.0=8' or 'classifier.*=float'",
+                "write NAME=BITS or NAME=float, for example 'features.0=8' or 'classifier.*=float';"
+                " 'features.0=w8' sets the width of the weights alone",
             )
-        return cls(pattern, None if value == "float" else int(value))
+        return cls(pattern, None if value == "float" else int(bits), value.startswith("w"))
 
     def __str__(self) -> str:
-        return f"{self.pattern}={'float' if self.bits is None else self.bits}"
+        if self.bits is None:
+            return f"{self.pattern}=float"
+        return f"{self.pattern}={'w' if self.weights_only else ''}{self.bits}"
+
+    def apply(self, bits: LayerBits | None, activation: int) -> LayerBits | None:
+        """The bits of a layer that the rule matches, `bits` before it.
+
+        `activation` is the width of activations where there was none.
+        """
+        if self.bits is None:
+            return None
+        if not self.weights_only:
+            return LayerBits(self.bits, self.bits)
+        return LayerBits(self.bits, bits.activation if bits else activation)
 
 
 @dataclass(frozen=True)
@@ -119,10 +136,14 @@ class QConfig:
             bits = LayerBits(self.first_last_bits, self.first_last_bits)
         for rule in self.layers:
             if fnmatchcase(name, rule.pattern):
-                bits = None if rule.bits is None else LayerBits(rule.bits, rule.bits)
+                bits = rule.apply(bits, self.act_bits)
         return bits
 
     def to_dict(self) -> dict:
         """Plain values for TOML and JSON; rules as `NAME=BITS`."""
         values = {key: value for key, value in asdict(self).items() if value not in (None, False)}
         return values | {"layers": [str(rule) for rule in self.layers]}
+
+    def names(self, name: str) -> bool:
+        """Whether a rule matches this layer's name."""
+        return any(fnmatchcase(name, rule.pattern) for rule in self.layers)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.graph.macs import count_macs
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.graph.regions import REGION
 from fxquant.graph.trace import trace
 from fxquant.report.layers import describe, list_layers
-from fxquant.report.macs import count_macs
 from fxquant.spec import LayerRule, QConfig
 
 SHAPE = (3, 16, 16)

@@ -31,6 +31,8 @@ from fxquant.datafree.samplers import (
 )
 from fxquant.datafree.watcher import SilentWatcher, Watcher
 from fxquant.errors import DivergenceError
+from fxquant.mixed.choose import WidthChooser, WidthPlan
+from fxquant.mixed.shares import set_widths
 from fxquant.ranges import ESTIMATORS
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Engine:
         seed: int = 0,
         device: torch.device | str = "cpu",
         watcher: Watcher | None = None,
+        choose: WidthChooser | None = None,
     ):
         self.recipe, self.seed, self.watcher = recipe, seed, watcher or SilentWatcher()
         self.device = torch.device(device)
@@ -87,6 +90,7 @@ class Engine:
         self.optimizer = student_optimizer(self.student)
         self.history = History()
         self.importance: Importance | None = None
+        self.choose, self.widths = choose, None
         self.held_back: Tensor | None = None
         self.calibrated: dict[str, Any] | None = None
         self.kept = "fine-tuned" if schedule.steps else "calibrated"
@@ -130,11 +134,13 @@ class Engine:
         schedule, polish = self.recipe.schedule, self.recipe.polish
         batches = self.recipe.sampler.batches
         fine_tunes = schedule.steps > 0
+        weighs = self.recipe.uses_importance or self.choose is not None
         seeks_difference = any(t.needs_student for t in self.recipe.sample_terms)
         adversarial = schedule.adversarial if seeks_difference and not fine_tunes else 0
         phases = [
             Phase("warm-up", schedule.warmup * batches, self._warm_up),
-            Phase("importance", int(self.recipe.uses_importance), self._measure_importance),
+            Phase("importance", int(weighs), self._measure_importance),
+            Phase("widths", int(self.choose is not None), self._choose_widths),
             Phase("polish", polish.steps * polish.batches, self._polish),
             Phase("calibration", 1, self._calibrate),
             Phase("adversarial", adversarial, self._adversarial),
@@ -170,6 +176,11 @@ class Engine:
             self.teacher, images, method=settings.method, probes=settings.probes, rng=self.rng
         )
         self.objective.set_importance(self.importance, settings.normalize)
+
+    def _choose_widths(self, step: int) -> None:
+        """Mixed precision: a width for the weights of each layer, by its importance."""
+        self.widths = self.choose(self.teacher, self.student, self.importance)
+        set_widths(self.student, self.widths.bits_by_name())
 
     def _calibrate(self, step: int) -> None:
         schedule = self.recipe.schedule
@@ -297,6 +308,7 @@ class Engine:
             "replay": self.replay.state_dict() if self.replay else None,
             "history": self.history.state_dict(),
             "importance": self.importance and vars(self.importance),
+            "widths": self.widths and self.widths.to_dict(),
             "held_back": self.held_back,
             "reconstructor": self.reconstructor.state_dict(),
             "calibrated": self.calibrated,
@@ -309,6 +321,9 @@ class Engine:
         self.phase_index, self.step = state["phase_index"], state["step"]
         self.rng.set_state(state["rng"].cpu())
         self.student.load_state_dict(state["student"])
+        if state["widths"]:
+            self.widths = WidthPlan.from_dict(state["widths"])
+            set_widths(self.student, self.widths.bits_by_name())
         self.optimizer.load_state_dict(state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
         if self.polisher is not None:

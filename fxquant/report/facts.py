@@ -35,6 +35,7 @@ def build_report(result: Result) -> dict[str, Any]:
             "recipe": settings.recipe.to_dict(),
             "seed": settings.seed,
             "device": settings.device,
+            "mixed": settings.mixed.to_dict() if settings.mixed else None,
         },
         "machine": describe_machine(),
         **describe(trained, layers),
@@ -47,6 +48,7 @@ def build_report(result: Result) -> dict[str, Any]:
             "kept": result.kept,
         },
         "importance": _importance(result),
+        "mixed": result.widths.to_dict() if result.widths else None,
         "curves": result.curves,
     }
 

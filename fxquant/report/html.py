@@ -14,7 +14,19 @@ from torch import Tensor
 
 from fxquant.report import formats, pictures
 from fxquant.report.floating import grouped
-from fxquant.report.formats import cell, count, db, is_number, percent, times, words
+from fxquant.report.formats import (
+    amount,
+    cell,
+    count,
+    db,
+    is_number,
+    number,
+    percent,
+    size,
+    times,
+    words,
+)
+from fxquant.report.frontier import frontier_chart
 
 LOW_SQNR_DB = 10.0  # below it, noise has more than 32 % of the signal's amplitude
 BAR_DB = 40.0  # a full bar in the table of layers
@@ -58,7 +70,7 @@ def _view(report: dict[str, Any], images: Tensor) -> dict[str, Any]:
     rows = _layer_rows(report.get("layers") or [])
     return {
         "title": f"{_at(report, 'model', 'name') or 'Network'}, quantized",
-        "widths": _widths(_at(report, "settings", "config") or {}),
+        "widths": _widths(_at(report, "settings", "config") or {}, report.get("mixed") or {}),
         "headline": _headline(report),
         "attention": _attention(report),
         "ratio": {"size": _size_ratio(report), "bitops": _bitops_ratio(report)},
@@ -70,6 +82,8 @@ def _view(report: dict[str, Any], images: Tensor) -> dict[str, Any]:
         "grid": pictures.image_grid(images),
         "curves": pictures.curve_panels(report.get("curves") or {}),
         "importance": pictures.importance_chart(importance) if importance else None,
+        "frontier": frontier_chart(report.get("mixed") or {}),
+        "mixed": _mixed(report.get("mixed") or {}),
         "images": _images(report),
         "low_db": LOW_SQNR_DB,
     }
@@ -82,8 +96,15 @@ def _at(values: Any, *keys: str) -> Any:
     return values
 
 
-def _widths(config: dict[str, Any]) -> str:
+def _widths(config: dict[str, Any], mixed: dict[str, Any]) -> str:
     """The widths of a configuration in a few words."""
+    bits = sorted({layer["bits"] for layer in mixed.get("layers") or []})
+    if bits:
+        average = number(_at(mixed, "chosen", "average_bits"), 2)
+        span = f"{bits[0]}" if bits[0] == bits[-1] else f"{bits[0]}- to {bits[-1]}"
+        text = f"{span}-bit weights, {average} on average"
+        text += f", and {config.get('act_bits')}-bit activations"
+        return f"{text}, with exceptions" if _has_exceptions(config) else text
     weight, act = config.get("weight_bits"), config.get("act_bits")
     if weight is None and act is None:
         return "Widths not on record"
@@ -91,6 +112,30 @@ def _widths(config: dict[str, Any]) -> str:
     if weight != act:
         text = f"{weight}-bit weights, {act}-bit activations"
     return f"{text}, with exceptions" if _has_exceptions(config) else text
+
+
+def _mixed(mixed: dict[str, Any]) -> list[str]:
+    """How mixed precision chose, in sentences; none where it wasn't asked for."""
+    if not mixed:
+        return []
+    by_size = mixed["measure"] == "size"
+    budget = size(mixed["budget"]) if by_size else f"{amount(mixed['budget'])} bit operations"
+    chosen = mixed["chosen"]
+    text = [f"The budget was {budget}; the widths chosen take {size(chosen['size'])} for all "]
+    text[0] += f"parameters and {amount(chosen['bitops'])} bit operations an image."
+    flat = next((p for p in mixed["flat"] if p["criterion"] and _fits(p, mixed)), None)
+    if flat and chosen["criterion"]:
+        ratio = number(flat["criterion"] / chosen["criterion"], 1)
+        text.append(f"{flat['bits']} bits everywhere has {ratio} times the criterion.")
+    if not mixed["exact"]:
+        text.append("The choice is near the least, not proven to be it: see docs/mixed.md.")
+    return text
+
+
+def _fits(point: dict[str, Any], mixed: dict[str, Any]) -> bool:
+    """Whether a flat point is the widest within the budget."""
+    fits = [p["bits"] for p in mixed["flat"] if p[mixed["measure"]] <= mixed["budget"]]
+    return bool(fits) and point["bits"] == max(fits)
 
 
 def _has_exceptions(config: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import Node
 
 from fxquant.graph.insert_taps import Tap
-from fxquant.graph.ops import LIMITS, first_input, is_transposed, kind, module_of, tensor_inputs
+from fxquant.graph.ops import LIMITS, first_input, is_transposed, kind, module_of
 from fxquant.graph.reasons import TRANSPOSED
 from fxquant.graph.snap_biases import input_quantizer, quantizer_of
 from fxquant.quantizer import Quantizer
@@ -82,12 +82,6 @@ def _is_changed_in_place(value: Node) -> bool:
 def predict_product(node: Node) -> str | None:
     """Why a product of two quantized values will not run in an integer kernel, or None."""
     return EINSUM if node.target is torch.einsum else None
-
-
-def product_bits(node: Node) -> tuple[int, ...]:
-    """Widths of the values that a product multiplies; empty where one is not quantized."""
-    found = [quantizer_of(value) for value in tensor_inputs(node)]
-    return tuple(q.spec.bits for q in found if q) if all(found) else ()
 
 
 def is_fused(node: Node) -> bool:

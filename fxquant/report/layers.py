@@ -13,23 +13,27 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.conv import _ConvNd
 
+from fxquant.graph.costs import (
+    FLOAT_BITS,
+    MATMUL,
+    input_bits,
+    parameter_bits,
+    product_bits,
+    product_is_quantized,
+)
 from fxquant.graph.insert_quantizers import is_activation_quantizer, layer_name, quantized_layers
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, count_taps, tap_names
+from fxquant.graph.macs import count_macs
 from fxquant.graph.ops import WEIGHTED, kind, module_of
 from fxquant.graph.prepare import Prepared
 from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import all_nodes, region_of
-from fxquant.graph.snap_biases import input_quantizer
 from fxquant.graph.trace import LeftOut
 from fxquant.inputs import Shapes
 from fxquant.quantizer import Quantizer
 from fxquant.report.floating import float_parts, operation
-from fxquant.report.kernels import INPUT, predict_kernel, predict_product, product_bits
-from fxquant.report.macs import count_macs
+from fxquant.report.kernels import INPUT, predict_kernel, predict_product
 from fxquant.spec import QConfig
-
-FLOAT_BITS = 32
-MATMUL = "matmul"
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,10 @@ def _holds_weights(node: Node, hidden: Collection[str]) -> bool:
 def _row(node: Node, macs: int, *, quantized: bool) -> dict[str, Any]:
     if quantized:
         layer = region_of(node).get_submodule(node.meta["layer"])
-        weight_bits, source = module_of(node.args[1]).spec.bits, input_quantizer(node)
-        act_bits = source.spec.bits if source else None
-        return _facts(node, layer, macs, (weight_bits, act_bits), predict_kernel(node))
-    bits = product_bits(node) if kind(node) == MATMUL else ()
-    if bits and not node.meta.get("float_reason"):
+        bits = (module_of(node.args[1]).spec.bits, input_bits(node))
+        return _facts(node, layer, macs, bits, predict_kernel(node))
+    if product_is_quantized(node):
+        bits = product_bits(node)
         row = _facts(node, None, macs, (None, max(bits)), predict_product(node))
         return row | {"bitops": macs * math.prod(bits)}
     reason = float_reason(node) or INPUT
@@ -194,23 +197,12 @@ def _summary(layers: Sequence[Layer], prepared: Prepared) -> dict[str, Any]:
 
 
 def _size(prepared: Prepared) -> dict[str, float]:
-    """Bytes of all parameters: quantized weights at their widths, biases and the rest at 32 bits.
-
-    The scales of quantizers are not counted: a few thousandths of the weights.
-    """
-    widths = {
-        id(_weight_of(node)): module_of(node.args[1]).spec.bits
-        for node in quantized_layers(prepared.student)
-    }
-    scales = [m.log_scale for m in prepared.student.modules() if isinstance(m, Quantizer)]
-    widths |= {id(scale): 0 for scale in scales}
-    bits = sum(p.numel() * widths.get(id(p), FLOAT_BITS) for p in prepared.student.parameters())
+    """Bytes of all parameters, as `parameter_bits` counts them."""
     floats = sum(p.numel() for p in prepared.teacher.parameters())
-    return {"float_bytes": floats * FLOAT_BITS // 8, "weights_bytes": bits / 8}
-
-
-def _weight_of(node: Node) -> nn.Parameter:
-    return region_of(node).get_submodule(node.meta["layer"]).weight
+    return {
+        "float_bytes": floats * FLOAT_BITS // 8,
+        "weights_bytes": parameter_bits(prepared.student) / 8,
+    }
 
 
 def _unused_rules(config: QConfig, rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -121,7 +121,7 @@ def importance_chart(importance: dict[str, Any]) -> Picture | None:
     def draw(axes: Axes) -> None:
         _bars(axes, names, trace, errors)
 
-    return _chart(draw, 8.6, 3.6, alt, "Average Hessian trace by layer")
+    return chart(draw, 8.6, 3.6, alt, "Average Hessian trace by layer")
 
 
 def _display(images: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def _curve_panel(title: str, lines: dict[str, np.ndarray], terms: list[str]) -> 
         colors = {term: SERIES[i % len(SERIES)] for i, term in enumerate(terms)}
         handles = [_line(axes, v, colors.get(term, TEXT)) for term, v in lines.items()]
         if logarithmic:
-            _log_axis(axes)
+            log_axis(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("step")
         axes.set_ylabel("loss (log)" if logarithmic else "loss")
@@ -188,7 +188,7 @@ def _curve_panel(title: str, lines: dict[str, np.ndarray], terms: list[str]) -> 
             labelcolor=TEXT,
         )
 
-    return _chart(draw, 5.0, 3.0, f"Loss curves of {title}: {ends}", title)
+    return chart(draw, 5.0, 3.0, f"Loss curves of {title}: {ends}", title)
 
 
 def _line(axes: Axes, values: np.ndarray, color: str):
@@ -218,7 +218,7 @@ def _bars(axes: Axes, names: list[str], trace: np.ndarray, errors: np.ndarray) -
         errors = np.stack([np.minimum(errors, trace * 0.9), errors])  # a log axis ends above 0
     axes.bar(places, trace, color=BAR, yerr=errors, error_kw=whiskers)
     if logarithmic:
-        _log_axis(axes)
+        log_axis(axes)
         axes.set_ylim(bottom=small / 2)
     axes.set_xlim(-0.8, len(names) - 0.2)
     axes.set_ylabel("average Hessian trace")
@@ -237,7 +237,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
 
 
-def _log_axis(axes: Axes) -> None:
+def log_axis(axes: Axes) -> None:
     """A logarithmic y axis with plain numbers: at 1, 2, 5, or at powers of ten on a wide range."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -247,7 +247,7 @@ def _log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _chart(
+def chart(
     draw: Callable[[Axes], None], width: float, height: float, alt: str, title: str
 ) -> Picture:
     """Draw a chart of `width` by `height` inches, and change its colors for dark screens."""

@@ -1,0 +1,1 @@
+"""Mixed precision: a width for each layer's weights, chosen without data under a budget."""
