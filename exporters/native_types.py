@@ -5,6 +5,7 @@ for each of these types before and after 28 operators:
 
 - int2 and uint2: nearly every op between two quantizers is made one on integers, for which there
   is no kernel. Weights of 2 bits are stored so, and cast (`pack_weights`).
+- int4 and uint4 into a layer whose weight has 8 bits: it is made one on integers, without a kernel.
 - int4 and uint4 around a MaxPool, also one behind ops that only move numbers: no kernel.
 - int4 and uint4 after a Clip: it throws.
 - int4 and uint4 after a ReLU, where the zero point is not the grid's smallest number: the ReLU is
@@ -79,9 +80,7 @@ def _narrow_activation(graph: ir.Graph, grid: Grid, opset: int) -> bool:
 
 
 def _dequantizes_weight(node: ir.Node) -> bool:
-    if node.op_type != "DequantizeLinear" or node.inputs[0].const_value is None:
-        return False
-    return node.inputs[0].const_value.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
+    return node.op_type == "DequantizeLinear" and _is_8_bit_constant(node.inputs[0])
 
 
 def _narrow_weight(model: ir.Model, node: ir.Node) -> int:
@@ -113,8 +112,31 @@ def _is_unsafe(grid: Grid) -> bool:
         return True
     if producer is not None and producer.op_type == "Relu" and grid.zero_point != smallest:
         return True
-    ops = {node.op_type for node in (*_before(grid.quantize), *_after(grid))}
-    return "MaxPool" in ops
+    after = list(_after(grid))
+    ops = {node.op_type for node in (*_before(grid.quantize), *after)}
+    return "MaxPool" in ops or any(_has_8_bit_weight(node) for node in after)
+
+
+def _has_8_bit_weight(node: ir.Node) -> bool:
+    """Whether a layer multiplies with a constant that is dequantized from 8 bits."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return False
+    sources = [value.producer() for value in node.inputs[:2] if value is not None]
+    integers = [s.inputs[0] for s in sources if s is not None and s.op_type == "DequantizeLinear"]
+    # A packed weight is cast back to 8 bits, which is done when the file is loaded.
+    return any(_is_cast(value) or _is_8_bit_constant(value) for value in integers)
+
+
+def _is_cast(value: ir.Value) -> bool:
+    return value.producer() is not None and value.producer().op_type == "Cast"
+
+
+def _is_8_bit_constant(value: ir.Value) -> bool:
+    constant_value = value.const_value
+    return constant_value is not None and constant_value.dtype in (
+        ir.DataType.INT8,
+        ir.DataType.UINT8,
+    )
 
 
 def _breaks_int8(grid: Grid, opset: int) -> bool:

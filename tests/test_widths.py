@@ -220,3 +220,11 @@ def test_a_file_that_onnx_runtime_cannot_load_is_not_written(tmp_path, monkeypat
     with pytest.raises(ExportError, match=r"ONNX Runtime can't load .*MaxPool"):
         export_onnx(student, tmp_path / "m.onnx", input_shape=SHAPE, layout="portable")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weight_bits", [5, 8])
+@pytest.mark.parametrize("name", ["residual", "inverted_residual"])
+def test_portable_files_take_4_bit_activations_and_wider_weights(name, weight_bits):
+    file = exported(name, weight_bits, 4, "portable")
+    assert check_parity(file.student, file.path, noise(8)).passed
+    assert_same_weights(file)
