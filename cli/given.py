@@ -39,10 +39,14 @@ def given_widths(base: Settings | None, options: dict[str, Any]) -> QConfig:
         "sum_bits": options["sum_bits"],
         "first_last_bits": options["first_last_bits"],
         "symmetric_activations": options["symmetric"],
+        "per_tensor_weights": options["per_tensor_weights"],
         "layers": tuple(LayerRule.parse(text) for text in options["layers"]),
     }
     config = base.config if base else QConfig()
-    return replace(config, **{name: value for name, value in given.items() if value})
+    given = {name: value for name, value in given.items() if value}
+    if options["equalize"] is not None:
+        given["equalize"] = options["equalize"]
+    return replace(config, **given)
 
 
 def given_mixed(base: Settings | None, options: dict[str, Any]) -> Mixed | None:

@@ -72,6 +72,15 @@ WIDTHS: tuple[Option, ...] = (
         "Repeatable, last match wins.",
     ),
     click.option(
+        "--per-tensor-weights", is_flag=True, help="One scale for a weight, not one a channel."
+    ),
+    click.option(
+        "--equalize/--no-equalize",
+        default=None,
+        help="Move scale between layers so that their channels have like ranges.  [default: "
+        "with --per-tensor-weights]",
+    ),
+    click.option(
         "--symmetric", is_flag=True, help="Activations on signed grids, without a zero point."
     ),
 )

@@ -87,7 +87,7 @@ def round_weights(weight: Tensor, curvature: Tensor, quantizer: Quantizer) -> Te
     order = curvature.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
     upper = _inverse_factor(curvature, order).to(weight.dtype)
     rest = weight.gather(2, order[:, None].expand_as(weight)).clone()
-    scale = quantizer.scale.detach().reshape(groups, outputs)
+    scale = quantizer.scale.detach().expand(groups * outputs).reshape(groups, outputs)
     spec, zero = quantizer.spec, torch.zeros((), device=weight.device)
     for start in range(0, k, BLOCK):
         end = min(start + BLOCK, k)

@@ -109,6 +109,9 @@ class QConfig:
     `first_last_bits`, where given, overrides the width of the first and last layer. `layers`
     are rules over qualified module names; the last match wins. `symmetric_activations` puts them
     on signed grids around zero, as some accelerators want it: worth half a bit after a ReLU.
+    `per_tensor_weights` gives a weight one scale instead of one for each output channel.
+    `equalize` moves scale between layers (`fxquant.graph.equalize`), by default where weights have
+    one scale; `absorb_biases` moves high biases to the next layer (`fxquant.graph.absorb_biases`).
     """
 
     weight_bits: int = 4
@@ -118,16 +121,24 @@ class QConfig:
     first_last_bits: int | None = None
     layers: tuple[LayerRule, ...] = ()
     symmetric_activations: bool = False
+    per_tensor_weights: bool = False
+    equalize: bool | None = None
+    absorb_biases: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.symmetric_activations, bool):
-            raise SettingError(
-                f"symmetric_activations is {self.symmetric_activations!r}; expected true or false"
-            )
+        for name in ("symmetric_activations", "per_tensor_weights", "equalize", "absorb_biases"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "equalize" and value is None):
+                raise SettingError(f"{name} is {value!r}; expected true or false")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_bits") and value is not None:
                 check_bits(value, field.name)
+
+    @property
+    def equalizes(self) -> bool:
+        """Whether scale is moved between layers."""
+        return self.per_tensor_weights if self.equalize is None else self.equalize
 
     def layer_bits(self, name: str, *, first_or_last: bool = False) -> LayerBits | None:
         """Bits of the layer with this qualified name; None where it stays in floating point."""
@@ -141,7 +152,12 @@ class QConfig:
 
     def to_dict(self) -> dict:
         """Plain values for TOML and JSON; rules as `NAME=BITS`."""
-        values = {key: value for key, value in asdict(self).items() if value not in (None, False)}
+        unsaid = {item.name: item.default for item in fields(self) if not item.default}
+        values = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in unsaid or value is not unsaid[key]
+        }
         return values | {"layers": [str(rule) for rule in self.layers]}
 
     def names(self, name: str) -> bool:

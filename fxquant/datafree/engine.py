@@ -31,6 +31,8 @@ from fxquant.datafree.samplers import (
 )
 from fxquant.datafree.watcher import SilentWatcher, Watcher
 from fxquant.errors import DivergenceError
+from fxquant.graph.correct_biases import correct_biases
+from fxquant.graph.passes import run_passes
 from fxquant.mixed.choose import WidthChooser, WidthPlan
 from fxquant.mixed.shares import set_widths
 from fxquant.ranges import ESTIMATORS
@@ -191,6 +193,8 @@ class Engine:
             images[: schedule.calibration_images],
             estimator=ESTIMATORS[schedule.ranges],
         )
+        if schedule.analytic_biases:
+            run_passes(self.student, [("correct_biases", correct_biases)])
         if schedule.round_weights or schedule.correct_biases:
             adjust_layers(
                 self.teacher,

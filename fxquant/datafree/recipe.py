@@ -113,7 +113,9 @@ class Schedule:
     the student to train on, 0 to draw fresh ones each step; `crop`: pixels by which a replayed
     image is shifted at most, beside being mirrored. `ranges` says how a quantizer's range follows
     from the values on `calibration_images` (`fxquant.ranges.ESTIMATORS`). `round_weights` and
-    `correct_biases` adjust the layers in closed form (`fxquant.calibration.adjust_layers`).
+    `correct_biases` adjust the layers in closed form (`fxquant.calibration.adjust_layers`);
+    `analytic_biases` corrects biases before, by what batch norms tell alone
+    (`fxquant.graph.correct_biases`).
     `student_lr` is in steps of each layer's own grid, `scale_lr` that of the scales' logarithms;
     both follow half a cosine to 0. `keep_closer` goes back to the calibrated student where
     fine-tuning brought it no closer on images held back.
@@ -132,6 +134,7 @@ class Schedule:
     ranges: str = "search"
     round_weights: bool = True
     correct_biases: bool = True
+    analytic_biases: bool = False
     keep_closer: bool = True
 
     def __post_init__(self) -> None:

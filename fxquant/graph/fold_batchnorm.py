@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.correct_biases import BATCHNORM
 from fxquant.graph.ops import WEIGHTED, first_input, is_transposed, kind, module_of
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,8 @@ def fold_batchnorm(gm: GraphModule) -> int:
     """Fold each batch norm whose input is a convolution or linear layer that nothing else reads.
 
     The layer's node keeps, in `meta["twin"]`, the name of the batch norm that it absorbed: the
-    value of the original graph that it now computes. Where layer and batch norm are called more
+    value of the original graph that it now computes; in `meta["batchnorm"]` mean and deviation of
+    each channel, as that batch norm tells them. Where layer and batch norm are called more
     than once, always one after the other, all calls are folded. Refusals are logged with their
     reason and left in `meta["not_folded"]` of the batch norm. Returns the number of calls folded.
     """
@@ -34,6 +36,7 @@ def fold_batchnorm(gm: GraphModule) -> int:
         layer = first_input(nodes[0])
         _fold(layer, module_of(nodes[0]))
         for bn in nodes:
+            first_input(bn).meta[BATCHNORM] = _moments(module_of(bn))
             _take_place(first_input(bn), bn)
         folded += len(nodes)
     gm.delete_all_unused_submodules()
@@ -74,6 +77,13 @@ def _refusal(calls_of_bn: list[Node], calls: Counter) -> str | None:
     if kind(layer) == "linear" and len(layer.meta.get("shape", (0, 0))) != 2:
         return f"it takes the second axis of what {layer.target} gives for channels"
     return None
+
+
+def _moments(bn: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean beta and deviation |gamma| of each channel of what a batch norm gives."""
+    zeros = torch.zeros_like(bn.running_mean)
+    mean = zeros if bn.bias is None else bn.bias.detach().clone()
+    return mean, zeros + 1 if bn.weight is None else bn.weight.detach().abs()
 
 
 @torch.no_grad()

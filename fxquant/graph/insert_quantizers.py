@@ -52,7 +52,7 @@ def insert_quantizers(gm: GraphModule, config: QConfig, ends: Collection[str] = 
         bits_of[_grid_of(node)] = max(bits.weight, bits_of.get(_grid_of(node), 0))
     made: dict[tuple, Quantizer] = {}
     for node in plan.layers:
-        _quantize_weight(gm, node, bits_of, made)
+        _quantize_weight(gm, node, bits_of, made, per_tensor=config.per_tensor_weights)
     return len(plan.values) + len(made)
 
 
@@ -114,14 +114,19 @@ def _channel_axis(layer: Node) -> int:
 
 
 def _quantize_weight(
-    gm: GraphModule, node: Node, bits_of: dict[tuple, int], made: dict[tuple, Quantizer]
+    gm: GraphModule,
+    node: Node,
+    bits_of: dict[tuple, int],
+    made: dict[tuple, Quantizer],
+    *,
+    per_tensor: bool,
 ) -> None:
     """Replace the layer's module call by a function call on its fake-quantized weight."""
     module, name, grid = module_of(node), str(node.target), _grid_of(node)
     if not isinstance(getattr(module, "weight_quantizer", None), Quantizer):
-        spec = QSpec(bits_of[grid], signed=True, channel_axis=grid[1])
+        spec = QSpec(bits_of[grid], signed=True, channel_axis=None if per_tensor else grid[1])
         if grid not in made:
-            made[grid] = Quantizer(spec, module.weight.shape[grid[1]])
+            made[grid] = Quantizer(spec, None if per_tensor else module.weight.shape[grid[1]])
         module.weight_quantizer = made[grid]
     with gm.graph.inserting_before(node):
         weight = gm.graph.get_attr(f"{name}.weight")

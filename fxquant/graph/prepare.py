@@ -10,13 +10,15 @@ from functools import partial
 from torch import nn
 
 from fxquant.errors import SettingError
+from fxquant.graph.absorb_biases import absorb_biases
 from fxquant.graph.detectors import DetectorNetwork, is_detector
+from fxquant.graph.equalize import equalize
 from fxquant.graph.fold_batchnorm import fold_batchnorm
 from fxquant.graph.forms.passes import one_form, plain_copy
 from fxquant.graph.forms.rules import Rules, check_rules, rule_leaves
 from fxquant.graph.insert_quantizers import first_and_last_layer, insert_quantizers
 from fxquant.graph.insert_taps import choose_features, insert_bn_taps, insert_feature_taps
-from fxquant.graph.passes import run_passes
+from fxquant.graph.passes import Pass, run_passes
 from fxquant.graph.trace import LeftOut, trace
 from fxquant.spec import QConfig
 
@@ -66,6 +68,7 @@ def prepare(
     traced = trace(model, input_shape, leaves=(*leaves, *rule_leaves(rules)))
     teacher = traced.model
     run_passes(teacher, one_form(rules))
+    moved = run_passes(teacher, _moves(config))
     student = copy.deepcopy(teacher)
     features, ends = choose_features(teacher), first_and_last_layer(teacher)
     tap_features = ("insert_feature_taps", partial(insert_feature_taps, names=features))
@@ -89,8 +92,14 @@ def prepare(
         config,
         input_shape,
         tuple(features),
-        rewrites,
+        moved | rewrites,
         traced.left_out,
         traced.notes,
         traced.fixed_size,
     )
+
+
+def _moves(config: QConfig) -> list[tuple[str, Pass]]:
+    """Passes over the teacher, which the student is a copy of, so that their layers still pair."""
+    wanted = ((config.equalizes, equalize), (config.absorb_biases, absorb_biases))
+    return [(apply.__name__, apply) for asked, apply in wanted if asked]
