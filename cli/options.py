@@ -30,6 +30,8 @@ SHAPE = Numbers(int, "C,H,W")
 CHANNEL_VALUES = Numbers(float, "R,G,B")
 BITS = click.IntRange(2, 8)
 LAYOUT = click.Choice(["runtime", "portable", "tensorrt"])
+LOSS = click.Choice(["l_bn", "l_adv"], case_sensitive=False)
+PART = click.Choice(["l_bn", "l_adv", "x1", "x2"], case_sensitive=False)
 OPSET = click.IntRange(18, 25)
 
 WIDTHS: tuple[Option, ...] = (

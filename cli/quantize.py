@@ -6,7 +6,18 @@ from pathlib import Path
 
 import click
 
-from fxquant.cli.options import CHANNEL_VALUES, CONFIG, LAYOUT, NETWORK, NMS, OPSET, WIDTHS, takes
+from fxquant.cli.options import (
+    CHANNEL_VALUES,
+    CONFIG,
+    LAYOUT,
+    LOSS,
+    NETWORK,
+    NMS,
+    OPSET,
+    PART,
+    WIDTHS,
+    takes,
+)
 
 
 @click.command(short_help="Quantize a trained network without data.")
@@ -15,6 +26,18 @@ from fxquant.cli.options import CHANNEL_VALUES, CONFIG, LAYOUT, NETWORK, NMS, OP
 @click.option("--recipe", help="Method: ddaq or zeroq.  [default: ddaq]")
 @click.option("--preset", help="fast, default, best or paper.  [default: default]")
 @click.option("--no-finetune", is_flag=True, help="Only calibrate; leave the weights untrained.")
+@click.option(
+    "--without",
+    type=PART,
+    multiple=True,
+    help="Leave out a loss of the generator (l_bn, l_adv) or a weighting (x1, x2). Repeatable.",
+)
+@click.option(
+    "--swap",
+    type=LOSS,
+    multiple=True,
+    help="Weigh a loss of the generator as the paper weighs the other one. Repeatable.",
+)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--seed", type=click.IntRange(0), help="Seed of all randomness.  [default: 0]")
 @CONFIG

@@ -10,6 +10,7 @@ from fxquant.cli.given import given_settings, given_shape, given_widths
 from fxquant.cli.interrupts import interrupts
 from fxquant.cli.log import log_to
 from fxquant.cli.progress import ProgressWatcher
+from fxquant.datafree.ablation import ablate
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.exporters.artifacts import export
@@ -86,6 +87,8 @@ def make_settings(loaded: LoadedModel, options: dict[str, Any]) -> Settings:
     recipe = base.recipe if base else None
     if recipe is None or options["recipe"] or options["preset"]:
         recipe = find_recipe(options["recipe"] or "ddaq", options["preset"] or "default")
+    if options["without"] or options["swap"]:
+        recipe = ablate(recipe, without=options["without"], swap=options["swap"])
     if options["no_finetune"]:
         recipe = recipe.without_fine_tuning()
     device = resolve_device(options["device"] or (base.device if base else "auto"))

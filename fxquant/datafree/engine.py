@@ -219,7 +219,7 @@ class Engine:
             self.calibrated = copy.deepcopy(self.student.state_dict())
             set_learning_rates(self.optimizer, self.student, schedule)
         rate = cosine(step, schedule.steps)
-        if step % schedule.sampler_every == 0:
+        if self.recipe.sample_terms and step % schedule.sampler_every == 0:
             images = self._sampler_step("fine-tuning", self.recipe.sample_terms, 0.1)
             if self.replay is not None:
                 self.replay.add(images)

@@ -244,8 +244,12 @@ class Recipe:
             names = [term.loss for term in getattr(self, key)]
             twice = [name for name in names if names.count(name) > 1]
             _require(not twice, f"{key} of recipe '{self.name}' hold {', '.join(twice[:1])} twice")
-        _require(bool(self.sample_terms), f"recipe '{self.name}' has no sample terms")
         alone = self.schedule.warmup + self.polish.steps
+        _require(
+            bool(self.sample_terms) or (alone == 0 and self.sampler.kind == "generator"),
+            f"recipe '{self.name}' has no sample terms",
+            "without any a generator stays untrained: schedule.warmup = 0 and polish.steps = 0",
+        )
         _require(
             alone == 0 or not all(t.needs_student for t in self.sample_terms),
             f"recipe '{self.name}' has a warm-up and no sample term that does without a student",
