@@ -9,6 +9,7 @@ import click
 from fxquant import __version__
 from fxquant.cli.bench import bench
 from fxquant.cli.export import export
+from fxquant.cli.importance import importance
 from fxquant.cli.inspect import inspect
 from fxquant.cli.interrupts import interrupts
 from fxquant.cli.quantize import quantize
@@ -32,7 +33,7 @@ def fxquant() -> None:
     """
 
 
-for command in (quantize, inspect, export, verify, bench):
+for command in (quantize, inspect, importance, export, verify, bench):
     fxquant.add_command(command)
 
 

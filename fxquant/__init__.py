@@ -21,6 +21,7 @@ _PUBLIC = {
     "export": "fxquant.exporters.artifacts",
     "export_onnx": "fxquant.exporters.onnx_qdq",
     "find_recipe": "fxquant.datafree.recipes",
+    "layer_importance": "fxquant.importance",
     "load_model": "fxquant.models.load",
     "prepare": "fxquant.graph.prepare",
     "quantize": "fxquant.pipeline",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from fxquant.calibration import adjust_layers, calibrate
 from fxquant.datafree.checks import check_recipe, find_unsound
 from fxquant.datafree.history import History
 from fxquant.datafree.importance import Importance, measure_importance
-from fxquant.datafree.losses import relative_mse
-from fxquant.datafree.objective import Objective, flatten
+from fxquant.datafree.objective import Objective, output_error
 from fxquant.datafree.optimizer import set_learning_rates, student_optimizer
 from fxquant.datafree.phases import Phase
 from fxquant.datafree.recipe import HELD_BACK, Recipe, Term
@@ -29,6 +27,7 @@ from fxquant.datafree.samplers import (
     cosine,
     make_polisher,
 )
+from fxquant.datafree.steps import Steps
 from fxquant.datafree.watcher import SilentWatcher, Watcher
 from fxquant.errors import DivergenceError
 from fxquant.ranges import ESTIMATORS
@@ -86,6 +85,7 @@ class Engine:
         )
         self.optimizer = student_optimizer(self.student)
         self.history = History()
+        self.steps = Steps(self.objective, self.history)
         self.importance: Importance | None = None
         self.held_back: Tensor | None = None
         self.calibrated: dict[str, Any] | None = None
@@ -93,9 +93,9 @@ class Engine:
         self.seconds: dict[str, float] = {}
         self.phase_index, self.step = 0, 0
 
-    def run(self) -> None:
-        """Go through the phases, from wherever the state stands."""
-        phases = self._phases()
+    def run(self, *, only: str | None = None) -> None:
+        """Go through the phases, or the `only` one, from wherever the state stands."""
+        phases = [phase for phase in self._phases() if only in (None, phase.name)]
         while self.phase_index < len(phases):
             phase = phases[self.phase_index]
             self.watcher.phase(phase.name, phase.total)
@@ -148,7 +148,8 @@ class Engine:
     def _warm_up(self, step: int) -> None:
         """The sampler alone, on the terms that need no student."""
         warmup = self.recipe.schedule.warmup
-        self._sampler_step("warm-up", self._own_terms(), cosine(step % warmup, warmup) * 0.9 + 0.1)
+        rate = cosine(step % warmup, warmup) * 0.9 + 0.1
+        self.steps.sampler("warm-up", self.sampler, self._own_terms(), rate)
         if isinstance(self.sampler, PixelSampler) and (step + 1) % warmup == 0:
             self.sampler.finish_batch()
 
@@ -156,7 +157,7 @@ class Engine:
         """The pixels of one batch of generated images, on the terms that need no student."""
         steps = self.recipe.polish.steps
         rate = cosine(step % steps, steps)
-        self._sampler_step("polish", self._own_terms(), rate, self.polisher)
+        self.steps.sampler("polish", self.polisher, self._own_terms(), rate)
         if (step + 1) % steps == 0:
             self.polisher.finish_batch()
 
@@ -210,7 +211,7 @@ class Engine:
 
     def _adversarial(self, step: int) -> None:
         """The sampler against a student that stays as it was calibrated."""
-        self._sampler_step("adversarial", self.recipe.sample_terms, 0.1)
+        self.steps.sampler("adversarial", self.sampler, self.recipe.sample_terms, 0.1)
 
     def _fine_tune(self, step: int) -> None:
         """Algorithm 1 of the paper: a sampler step where one is due, then a student step."""
@@ -220,12 +221,13 @@ class Engine:
             set_learning_rates(self.optimizer, self.student, schedule)
         rate = cosine(step, schedule.steps)
         if self.recipe.sample_terms and step % schedule.sampler_every == 0:
-            images = self._sampler_step("fine-tuning", self.recipe.sample_terms, 0.1)
+            images = self.steps.sampler("fine-tuning", self.sampler, self.recipe.sample_terms, 0.1)
             if self.replay is not None:
                 self.replay.add(images)
         with torch.no_grad():
             drawn = self.sampler.draw() if self.replay is None else self.replay.draw(schedule.batch)
-        self._student_step(drawn.contiguous(memory_format=torch.channels_last), rate)
+        drawn = drawn.contiguous(memory_format=torch.channels_last)
+        self.steps.student("fine-tuning", self.optimizer, self.recipe.student_terms, drawn, rate)
 
     def _keep_the_closer(self, step: int) -> None:
         """The fine-tuned student if it is closer on images held back, by WORTH_TUNING at least.
@@ -234,54 +236,17 @@ class Engine:
         images only draws the student towards them; and those held back are generated as well.
         """
         tuned = copy.deepcopy(self.student.state_dict())
-        errors = {"fine-tuned": self._held_back_error()}
+        errors = {"fine-tuned": self._error()}
         self.student.load_state_dict(self.calibrated)
-        errors["calibrated"] = self._held_back_error()
+        errors["calibrated"] = self._error()
         if errors["fine-tuned"] <= WORTH_TUNING * errors["calibrated"]:
             self.student.load_state_dict(tuned)
         else:
             self.kept = "calibrated"
         logger.info("error on images held back: %s; the %s student is kept", errors, self.kept)
 
-    @torch.no_grad()
-    def _held_back_error(self) -> float:
-        """Mean relative squared error of the student's outputs on the images held back."""
-        total = 0.0
-        for images in self.held_back.split(self.recipe.schedule.batch):
-            pairs = zip(flatten(self.student(images)), flatten(self.teacher(images)), strict=True)
-            total += sum(float(relative_mse(q, p)) for q, p in pairs) * len(images)
-        return total / len(self.held_back)
-
-    def _sampler_step(
-        self, phase: str, terms: Sequence[Term], rate: float, sampler: Any = None
-    ) -> Tensor:
-        """One step of a sampler on what it draws; the images, as they were before it."""
-        sampler = sampler or self.sampler
-        images = sampler.draw()
-        with_student = any(term.needs_student for term in terms)
-        self.student.requires_grad_(False)
-        view = self.objective.view(images, with_student=with_student, teacher_grad=True)
-        loss = self._add_up(phase, "sampler", terms, view)
-        sampler.step(loss, rate)
-        self.student.requires_grad_(True)
-        return images.detach()
-
-    def _student_step(self, images: Tensor, rate: float) -> None:
-        view = self.objective.view(images, with_student=True, teacher_grad=False)
-        loss = self._add_up("fine-tuning", "student", self.recipe.student_terms, view)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rate
-        self.optimizer.step()
-
-    def _add_up(self, phase: str, who: str, terms, view) -> Tensor:
-        parts = self.objective.losses(terms, view)
-        total = torch.stack([weight * value for weight, value in parts.values()]).sum()
-        self.history.add(
-            phase, {f"{who}.{name}": value for name, (_, value) in parts.items()} | {who: total}
-        )
-        return total
+    def _error(self) -> float:
+        return output_error(self.teacher, self.student, self.held_back, self.recipe.schedule.batch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to continue exactly here; raises DivergenceError."""

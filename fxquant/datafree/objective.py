@@ -154,3 +154,13 @@ def _bn_targets(teacher: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         std = (bn.running_var.float() + losses.EPS).sqrt()
         targets[name] = (bn.running_mean.float(), std)
     return targets
+
+
+@torch.no_grad()
+def output_error(teacher: nn.Module, student: nn.Module, images: Tensor, batch: int) -> float:
+    """Mean relative squared error of the student's outputs on images (n, ...), `batch` at once."""
+    total = 0.0
+    for part in images.split(batch):
+        pairs = zip(flatten(student(part)), flatten(teacher(part)), strict=True)
+        total += sum(float(losses.relative_mse(q, p)) for q, p in pairs) * len(part)
+    return total / len(images)

@@ -10,6 +10,7 @@ from fxquant.ranges import ESTIMATORS
 
 TERMS = ("bn_statistics", "input_statistics", "features", "output")
 WEIGHTINGS = ("none", "layer", "sample")
+IMPORTANCE_METHODS = ("gauss-newton", "hessian")
 
 # Generated images that are kept apart from training, to tell how close the student stays.
 HELD_BACK = 128
@@ -209,9 +210,9 @@ class ImportanceSettings:
     def __post_init__(self) -> None:
         _check_numbers(self, "importance")
         _require(
-            self.method in ("gauss-newton", "hessian"),
+            self.method in IMPORTANCE_METHODS,
             f"unknown importance method '{self.method}'",
-            "gauss-newton or hessian",
+            " or ".join(IMPORTANCE_METHODS),
         )
         _require(
             self.normalize in ("mean", "max", "rank", "none"),
