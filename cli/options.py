@@ -30,8 +30,6 @@ SHAPE = Numbers(int, "C,H,W")
 CHANNEL_VALUES = Numbers(float, "R,G,B")
 BITS = click.IntRange(2, 8)
 LAYOUT = click.Choice(["runtime", "portable", "tensorrt"])
-LOSS = click.Choice(["l_bn", "l_adv"], case_sensitive=False)
-PART = click.Choice(["l_bn", "l_adv", "x1", "x2"], case_sensitive=False)
 OPSET = click.IntRange(18, 25)
 
 WIDTHS: tuple[Option, ...] = (
@@ -55,6 +53,26 @@ WIDTHS: tuple[Option, ...] = (
     ),
     click.option(
         "--symmetric", is_flag=True, help="Activations on signed grids, without a zero point."
+    ),
+)
+EVALUATION: tuple[Option, ...] = (
+    click.option(
+        "--eval-mean", type=CHANNEL_VALUES, default="0", help="Their mean, pixels in 0..1."
+    ),
+    click.option("--eval-std", type=CHANNEL_VALUES, default="1", help="Their standard deviation."),
+)
+ABLATION: tuple[Option, ...] = (
+    click.option(
+        "--without",
+        type=click.Choice(["l_bn", "l_adv", "x1", "x2"], case_sensitive=False),
+        multiple=True,
+        help="Leave out a loss of the generator (l_bn, l_adv) or a weighting (x1, x2). Repeatable.",
+    ),
+    click.option(
+        "--swap",
+        type=click.Choice(["l_bn", "l_adv"], case_sensitive=False),
+        multiple=True,
+        help="Weigh a loss of the generator as the paper weighs the other one. Repeatable.",
     ),
 )
 NETWORK: tuple[Option, ...] = (

@@ -7,14 +7,13 @@ from pathlib import Path
 import click
 
 from fxquant.cli.options import (
-    CHANNEL_VALUES,
+    ABLATION,
     CONFIG,
+    EVALUATION,
     LAYOUT,
-    LOSS,
     NETWORK,
     NMS,
     OPSET,
-    PART,
     WIDTHS,
     takes,
 )
@@ -26,18 +25,7 @@ from fxquant.cli.options import (
 @click.option("--recipe", help="Method: ddaq or zeroq.  [default: ddaq]")
 @click.option("--preset", help="fast, default, best or paper.  [default: default]")
 @click.option("--no-finetune", is_flag=True, help="Only calibrate; leave the weights untrained.")
-@click.option(
-    "--without",
-    type=PART,
-    multiple=True,
-    help="Leave out a loss of the generator (l_bn, l_adv) or a weighting (x1, x2). Repeatable.",
-)
-@click.option(
-    "--swap",
-    type=LOSS,
-    multiple=True,
-    help="Weigh a loss of the generator as the paper weighs the other one. Repeatable.",
-)
+@takes(*ABLATION)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--seed", type=click.IntRange(0), help="Seed of all randomness.  [default: 0]")
 @CONFIG
@@ -51,8 +39,7 @@ from fxquant.cli.options import (
     type=click.Path(path_type=Path),
     help="Labelled images (.npz) to measure accuracy on after training.",
 )
-@click.option("--eval-mean", type=CHANNEL_VALUES, default="0", help="Their mean, pixels in 0..1.")
-@click.option("--eval-std", type=CHANNEL_VALUES, default="1", help="Their standard deviation.")
+@takes(*EVALUATION)
 @click.option(
     "--format",
     "formats",
@@ -63,6 +50,9 @@ from fxquant.cli.options import (
 @click.option("--layout", type=LAYOUT, help="Of the ONNX file.  [default: runtime]")
 @click.option("--opset", type=OPSET, help="Of the ONNX file.  [default: the oldest that fits]")
 @NMS
+@click.option(
+    "--tensorboard", is_flag=True, help="Write losses, rates and images for TensorBoard, too."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 def quantize(model: str, **options) -> int:
     """Quantize MODEL without data and export it.

@@ -88,6 +88,23 @@ def test_the_restored_student_is_the_one_that_was_trained(finished):
     np.testing.assert_allclose(found, restored.student(images).numpy(), atol=1e-4)
 
 
+def test_verify_on_images_of_your_own(finished, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (70, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", images=images, labels=np.zeros(70, dtype=np.int64))
+    command = ["verify", str(finished / "model.onnx"), "--against", str(finished), "--arch", ARCH]
+    normalised = ["--eval-mean", "0.5", "--eval-std", "0.25"]
+    own = ["--eval-data", str(tmp_path / "own.npz")]
+    assert run([*command, *own, *normalised, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert run([*command, *own, "--json"]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert first["images"] == second["images"] == 70
+    assert first["optimized"] != second["optimized"]
+    np.savez(tmp_path / "own.npz", images=images[:, :8], labels=np.zeros(70, dtype=np.int64))
+    assert "(n, 16, 16, 3)" in refused(capsys, *command[:4], *own, *command[4:])
+
+
 def test_verify_names_the_first_tensor_that_diverges(finished, tmp_path, capsys):
     path = broken(finished, tmp_path)
     before = path.read_bytes()
