@@ -23,7 +23,7 @@ EXIT_USAGE, EXIT_INTERRUPTED = 2, 3
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 2 something you gave can't be used, 3 interrupted, "
-    "4 the exported file doesn't compute what the student does.",
+    "4 the exported file doesn't compute what the student does, 5 training diverged.",
 )
 @click.version_option(__version__, prog_name="fxquant")
 def fxquant() -> None:

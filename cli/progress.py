@@ -17,12 +17,13 @@ from rich.progress import (
 
 from fxquant.cli.interrupts import interrupts
 from fxquant.datafree.engine import Engine
+from fxquant.datafree.watcher import Watcher
 from fxquant.run_folder import RunFolder
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
-class ProgressWatcher:
+class ProgressWatcher(Watcher):
     """Shows an engine's phases, losses, rate and time left, and saves its checkpoints.
 
     Without a folder there are none to save.

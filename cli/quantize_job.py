@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fxquant.cli.progress import ProgressWatcher
 from fxquant.datafree.ablation import ablate
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
+from fxquant.datafree.watcher import Watcher, Watchers
 from fxquant.exporters.artifacts import export
 from fxquant.exporters.detections import retinanet_of
 from fxquant.exporters.files import Form
@@ -21,8 +23,9 @@ from fxquant.graph.prepare import Prepared, prepare
 from fxquant.models.load import LoadedModel, load_model
 from fxquant.pipeline import resolve_device, run
 from fxquant.report.evaluate import EvaluationData
-from fxquant.run_folder import LOG, RunFolder, model_hash
+from fxquant.run_folder import EVENTS, LOG, RunFolder, model_hash
 from fxquant.settings import Settings
+from fxquant.tensorboard import TensorBoardWatcher
 
 
 def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -> int:
@@ -46,6 +49,7 @@ def _job(model: str, output: Path | None, options: dict[str, Any]) -> tuple[dict
     how = {
         "form": Form(options["layout"] or "runtime", options["opset"], options["nms"]),
         "program": "pt2" in options["formats"],
+        "events": options["tensorboard"],
     }
     prepared = prepare(loaded.module, settings.config, settings.input_shape)
     if options["nms"]:
@@ -68,13 +72,20 @@ def _run(
     evaluation: EvaluationData | None,
     how: dict[str, Any],
 ) -> dict[str, Any]:
-    with log_to(folder.path / LOG), ProgressWatcher(folder) as watcher:
+    with ExitStack() as stack:
+        stack.enter_context(log_to(folder.path / LOG))
+        progress = stack.enter_context(ProgressWatcher(folder))
+        watcher: Watcher = progress
+        if how.pop("events"):
+            watcher = Watchers(
+                stack.enter_context(TensorBoardWatcher(folder.path / EVENTS)), progress
+            )
         state = folder.load_checkpoint()
         if state is not None:
             status(f"continuing an interrupted run in {folder.path}")
         with interrupts.deferred():
             result = run(prepared, settings, watcher=watcher, state=state)
-        watcher.say("export and parity")
+        progress.say("export and parity")
         report = export(result, folder.path, model=facts, evaluation=evaluation, **how)
         folder.drop_checkpoint()
     return report

@@ -17,6 +17,8 @@ _PUBLIC = {
     "Quantizer": "fxquant.quantizer",
     "Recipe": "fxquant.datafree.recipe",
     "Settings": "fxquant.settings",
+    "Watcher": "fxquant.datafree.watcher",
+    "Watchers": "fxquant.datafree.watcher",
     "calibrate": "fxquant.calibration",
     "export": "fxquant.exporters.artifacts",
     "export_onnx": "fxquant.exporters.onnx_qdq",

@@ -16,7 +16,7 @@ from fxquant.calibration import calibrate
 from fxquant.datafree import engine as engine_module
 from fxquant.datafree.checks import require_sound
 from fxquant.datafree.recipe import Polish
-from fxquant.datafree.watcher import SilentWatcher
+from fxquant.datafree.watcher import Watcher
 from fxquant.errors import DivergenceError, ModelLoadError, SettingError
 from fxquant.graph.prepare import prepare
 from fxquant.quantizer import Quantizer
@@ -72,7 +72,7 @@ PHASES = {
 }
 
 
-class Recorder(SilentWatcher):
+class Recorder(Watcher):
     def __init__(self):
         self.phases, self.steps = [], []
 

@@ -18,7 +18,7 @@ from fxquant.datafree import engine as engine_module
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.engine import Engine
 from fxquant.datafree.steps import Steps
-from fxquant.datafree.watcher import SilentWatcher
+from fxquant.datafree.watcher import Watcher
 from fxquant.errors import ResourceError, SettingError
 from fxquant.memory import is_out_of_memory, memory_bytes
 
@@ -118,7 +118,7 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
         assert (memory_bytes() == expected) == (expected is not None)
 
 
-class Meter(SilentWatcher):
+class Meter(Watcher):
     """Notes the process's memory each time some steps of fine-tuning are done."""
 
     def __init__(self) -> None:

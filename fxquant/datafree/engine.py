@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxquant.calibration import adjust_layers, calibrate
 from fxquant.datafree.checks import check_recipe, find_unsound
+from fxquant.datafree.divergence import require_convergence
 from fxquant.datafree.history import History
 from fxquant.datafree.importance import Importance, measure_importance
 from fxquant.datafree.objective import Objective, output_error
@@ -28,7 +29,7 @@ from fxquant.datafree.samplers import (
     make_polisher,
 )
 from fxquant.datafree.steps import Steps
-from fxquant.datafree.watcher import SilentWatcher, Watcher
+from fxquant.datafree.watcher import Watcher
 from fxquant.errors import DivergenceError
 from fxquant.ranges import ESTIMATORS
 
@@ -58,7 +59,7 @@ class Engine:
         device: torch.device | str = "cpu",
         watcher: Watcher | None = None,
     ):
-        self.recipe, self.seed, self.watcher = recipe, seed, watcher or SilentWatcher()
+        self.recipe, self.seed, self.watcher = recipe, seed, watcher or Watcher()
         self.device = torch.device(device)
         layout = {"memory_format": torch.channels_last} if len(image_shape) == 3 else {}
         self.teacher = teacher.to(self.device, **layout)
@@ -118,12 +119,14 @@ class Engine:
     def _flush(self) -> dict[str, float]:
         """The newest losses; raises DivergenceError that names what is not finite."""
         try:
-            return self.history.flush()
+            values = self.history.flush()
         except DivergenceError as error:
             images = getattr(self.sampler, "network", None) or self.sampler.images
             where = find_unsound({"generator": images, "student": self.student})
             where = where or "all parameters are finite still, so a loss overflowed"
             raise DivergenceError(f"{error.message}; {where}", error.hint) from error
+        require_convergence(self.history.curves, self.objective, self.recipe.student_terms)
+        return values
 
     def _phases(self) -> list[Phase]:
         """What the recipe asks for, in order; phases without steps are left out."""

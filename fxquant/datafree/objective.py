@@ -79,6 +79,12 @@ class Objective:
         """Weight and value of each term, by the name of its loss."""
         return {term.loss: (term.weight, LOSSES[term.loss](self, term, view)) for term in terms}
 
+    def error_of_zeros(self, term: Term) -> float:
+        """What a `features` term comes to for a student whose features are all zero."""
+        h = self.importance.get(FEATURE_TAPS)
+        count = len(self.names[FEATURE_TAPS])
+        return count + float(h.sum()) if h is not None and term.weighting == "layer" else count
+
     def sum_layers(
         self,
         term: Term,

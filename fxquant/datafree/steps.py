@@ -16,12 +16,14 @@ from fxquant.datafree.samplers import GeneratorSampler, PixelSampler
 class Steps:
     """Takes steps, and leaves the losses of each in `history`.
 
-    `images` are those of the newest step of a sampler, (n, channels, height, width).
+    `images` are those of the newest step of a sampler, (n, channels, height, width); `rates` the
+    newest learning rates: the sampler's, and the share that the student's have of their full size.
     """
 
     def __init__(self, objective: Objective, history: History):
         self.objective, self.history = objective, history
         self.images: Tensor | None = None
+        self.rates: dict[str, float] = {}
 
     def sampler(
         self,
@@ -38,7 +40,7 @@ class Steps:
         view = self.objective.view(images, with_student=with_student, teacher_grad=True)
         sampler.step(self._add_up(phase, "sampler", terms, view), rate)
         student.requires_grad_(True)
-        self.images = images.detach()
+        self.images, self.rates["sampler"] = images.detach(), sampler.settings.lr * rate
         return self.images
 
     def student(
@@ -57,6 +59,7 @@ class Steps:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
         optimizer.step()
+        self.rates["student"] = rate
 
     def _add_up(self, phase: str, who: str, terms: Sequence[Term], view: View) -> Tensor:
         parts = self.objective.losses(terms, view)
