@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -89,6 +90,8 @@ def _memory_ran_out(error: Exception) -> bool:
 
 
 def _say(label: str, text: str) -> None:
+    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
+        return  # torchrun started several, and the first says it
     styled = click.style(f"{label}:", fg="red" if label == "error" else "yellow", bold=True)
     click.echo(f"{styled} {_safe(text)}", err=True)
 

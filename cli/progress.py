@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fxquant.cli.interrupts import interrupts
+from fxquant.cli.together import stop_asked
 from fxquant.datafree.engine import Engine
 from fxquant.datafree.watcher import Watcher
 from fxquant.run_folder import RunFolder
@@ -82,9 +82,10 @@ class ProgressWatcher(Watcher):
 
     def checkpoint(self, engine: Engine) -> None:
         """Between two steps: save where it is time, or where somebody asked to stop."""
+        stop = stop_asked(engine)
         if self.folder is not None:
-            self.folder.save_checkpoint(engine, now=interrupts.pending)
-        if interrupts.pending:
+            self.folder.save_checkpoint(engine, now=stop)
+        if stop:
             raise KeyboardInterrupt
 
     def finish(self, engine: Engine) -> None:

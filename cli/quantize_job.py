@@ -11,6 +11,8 @@ from fxquant.cli.given import given_settings, given_shape, given_widths
 from fxquant.cli.interrupts import interrupts
 from fxquant.cli.log import log_to
 from fxquant.cli.progress import ProgressWatcher
+from fxquant.cli.together import follow, release_others, start_others
+from fxquant.datafree import processes
 from fxquant.datafree.ablation import ablate
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
@@ -30,14 +32,19 @@ from fxquant.tensorboard import TensorBoardWatcher
 
 def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -> int:
     """Load, train, export and report; the exit code."""
-    report, path = _job(model, output, options)
+    done = _job(model, output, options)
+    if done is None:
+        return 0
+    report, path = done
     print_json(report) if as_json else print_summary(report, path)
     require_parity(Parity.from_dict(report["parity"]))
     return 0
 
 
-def _job(model: str, output: Path | None, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """The report and the folder that it is in."""
+def _job(
+    model: str, output: Path | None, options: dict[str, Any]
+) -> tuple[dict[str, Any], Path] | None:
+    """The report and the folder that it is in; None in a process that only trains along."""
     loaded = load_model(model, arch=options["arch"], trust_classes=options["trust_classes"])
     if options["layout"] == "tensorrt":
         options["symmetric"] = True  # it takes nothing else
@@ -55,13 +62,17 @@ def _job(model: str, output: Path | None, options: dict[str, Any]) -> tuple[dict
     if options["nms"]:
         retinanet_of(prepared.student)
     check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
-    with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
-        if folder.finished:
+    with processes.joined(settings.device):
+        if processes.rank():
+            return follow(prepared, settings)
+        with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
+            if not folder.finished:
+                return _run(prepared, settings, folder, facts, evaluation, how), folder.path
+            release_others()
             status(f"this run has already finished: {folder.path}")
             if options["layout"] or options["opset"] or options["formats"]:
                 status(f"for another file of it: fxquant export {folder.path}")
             return folder.read_report(), folder.path
-        return _run(prepared, settings, folder, facts, evaluation, how), folder.path
 
 
 def _run(
@@ -83,8 +94,10 @@ def _run(
         state = folder.load_checkpoint()
         if state is not None:
             status(f"continuing an interrupted run in {folder.path}")
+        start_others(state)
         with interrupts.deferred():
             result = run(prepared, settings, watcher=watcher, state=state)
+        processes.leave()
         progress.say("export and parity")
         report = export(result, folder.path, model=facts, evaluation=evaluation, **how)
         folder.drop_checkpoint()

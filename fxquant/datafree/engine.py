@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.calibration import adjust_layers, calibrate
+from fxquant.datafree import processes
 from fxquant.datafree.checks import check_recipe, find_unsound
 from fxquant.datafree.divergence import require_convergence
 from fxquant.datafree.history import History
@@ -65,6 +66,8 @@ class Engine:
         self.teacher = teacher.to(self.device, **layout)
         self.student = student.to(self.device, **layout)
         check_recipe(recipe, teacher, image_shape)
+        processes.require_divisible("schedule.batch", recipe.schedule.batch)
+        processes.require_divisible("polish.batch", recipe.polish.batch)
         self.objective = Objective(self.teacher, self.student)
         self.rng = torch.Generator().manual_seed(seed)
         make_sampler = SAMPLERS[recipe.sampler.kind]
@@ -113,6 +116,8 @@ class Engine:
             logger.info(
                 "phase %s: %d steps in %.1f s", phase.name, phase.total, self.seconds[phase.name]
             )
+            # What each process did by itself came out the same, but for what hardware may round.
+            processes.share(self.student)
             self.phase_index, self.step = self.phase_index + 1, 0
         self.watcher.finish(self)
 
@@ -226,7 +231,7 @@ class Engine:
         if self.recipe.sample_terms and step % schedule.sampler_every == 0:
             images = self.steps.sampler("fine-tuning", self.sampler, self.recipe.sample_terms, 0.1)
             if self.replay is not None:
-                self.replay.add(images)
+                self.replay.add(processes.gather(images))
         with torch.no_grad():
             drawn = self.sampler.draw() if self.replay is None else self.replay.draw(schedule.batch)
         drawn = drawn.contiguous(memory_format=torch.channels_last)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fxquant.datafree import processes
 from fxquant.datafree.history import History
 from fxquant.datafree.objective import Objective, View
 from fxquant.datafree.recipe import Term
@@ -56,6 +57,7 @@ class Steps:
         loss = self._add_up(phase, "student", terms, view)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        processes.average_gradients(p for group in optimizer.param_groups for p in group["params"])
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
         optimizer.step()
