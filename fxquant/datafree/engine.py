@@ -99,7 +99,7 @@ class Engine:
 
     def run(self, *, only: str | None = None) -> None:
         """Go through the phases, or the `only` one, from wherever the state stands."""
-        phases = [phase for phase in self._phases() if only in (None, phase.name)]
+        phases = [phase for phase in self.phases() if only in (None, phase.name)]
         while self.phase_index < len(phases):
             phase = phases[self.phase_index]
             self.watcher.phase(phase.name, phase.total)
@@ -133,7 +133,7 @@ class Engine:
         require_convergence(self.history.curves, self.objective, self.recipe.student_terms)
         return values
 
-    def _phases(self) -> list[Phase]:
+    def phases(self) -> list[Phase]:
         """What the recipe asks for, in order; phases without steps are left out."""
         schedule, polish = self.recipe.schedule, self.recipe.polish
         batches = self.recipe.sampler.batches
