@@ -50,11 +50,11 @@ class Generator(nn.Module):
             nn.Upsample(scale_factor=2),
             nn.Conv2d(width, width, 3, padding=1),
             SharedBatchNorm2d(width),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(width, width // 2, 3, padding=1),
             SharedBatchNorm2d(width // 2),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(width // 2, channels, 3, padding=1),
             nn.Tanh(),
             SharedBatchNorm2d(channels, affine=False),
@@ -68,4 +68,4 @@ class Generator(nn.Module):
 
 def sample_latent(count: int, latent: int, rng: torch.Generator, device: torch.device) -> Tensor:
     """Standard normal latent vectors, shape (count, latent), drawn on the host from `rng`."""
-    return torch.randn(count, latent, generator=rng).to(device)
+    return torch.randn(count, latent, generator=rng).to(device, non_blocking=True)

@@ -171,13 +171,15 @@ class Replay:
             self.images = held[-self.capacity :]
             return
         places = (torch.arange(len(images)) + self.position) % self.capacity
-        self.images[places.to(images.device)] = images
+        self.images[places.to(images.device, non_blocking=True)] = images
         self.position = (self.position + len(images)) % self.capacity
 
     def draw(self, count: int) -> Tensor:
         """This process's part of `count` images drawn with replacement."""
         picked = torch.randint(len(self.images), (count,), generator=self.rng)
-        return self._augment(self.images[processes.part(picked).to(self.images.device)], count)
+        # The host must not wait for what the device has to do before such a copy.
+        places = processes.part(picked).to(self.images.device, non_blocking=True)
+        return self._augment(self.images[places], count)
 
     def _augment(self, images: Tensor, count: int) -> Tensor:
         """Shift and mirror a part of a batch of `count`, by numbers drawn for all of it."""
@@ -185,7 +187,7 @@ class Replay:
             return images
         crop = min(self.crop, *(side - 1 for side in images.shape[2:]))
         flips = torch.rand(count, generator=self.rng) < 0.5
-        flips = processes.part(flips).to(images.device)[:, None, None, None]
+        flips = processes.part(flips).to(images.device, non_blocking=True)[:, None, None, None]
         images = torch.where(flips, images.flip(-1), images)
         height, width = images.shape[-2:]
         padded = torch.nn.functional.pad(images, [crop] * 4, mode="reflect")
