@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from fxquant.datafree.importance import Importance
 from fxquant.errors import SettingError
@@ -38,7 +38,7 @@ def plot_importance(path: Path, importance: dict[str, Importance], title: str) -
             {"svg.hashsalt": "fxquant", "text.parse_math": False, "font.size": 9}
         )
         layers = next(iter(importance.values())).layers
-        figure = Figure((min(5 + 0.16 * len(layers), 16), 4.2), layout="constrained")
+        figure = Figure((min(5 + 0.16 * len(layers), 16), 4.8), layout="constrained")
         axes = figure.add_subplot(title=title)
         for (method, values), color in zip(importance.items(), _COLORS, strict=False):
             _draw(axes, values, _NAMES[method], color)
@@ -76,10 +76,16 @@ def _pairs(values: Importance) -> list[tuple[float, float]]:
     return list(zip(values.trace, values.standard_error, strict=True))
 
 
+def _shorten(name: str, most: int = 30) -> str:
+    """A long qualified name by its end, which tells layers apart."""
+    return name or "the model" if len(name) <= most else "…" + name[1 - most :]
+
+
 def _label(axes: Axes, layers: tuple[str, ...]) -> None:
     shown = range(0, len(layers), -(-len(layers) // MOST_NAMES))
     axes.xaxis.set_major_locator(FixedLocator(list(shown)))
-    axes.set_xticklabels([layers[i][-28:] or "the model" for i in shown], rotation=90, fontsize=7)
+    axes.set_xticklabels([_shorten(layers[i]) for i in shown], rotation=90, fontsize=7)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel("average Hessian trace")
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.legend(frameon=False)
