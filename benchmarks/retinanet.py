@@ -53,6 +53,7 @@ def short_recipe(batch: int, steps: int) -> Recipe:
             calibration_images=4 * batch,
         ),
         polish=replace(recipe.polish, steps=steps, batches=2, batch=4 * batch),
+        reconstruction=replace(recipe.reconstruction, steps=steps, batch=batch),
         importance=replace(recipe.importance, probes=2, images=batch),
     )
 

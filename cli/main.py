@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -9,6 +10,7 @@ import click
 from fxquant import __version__
 from fxquant.cli.bench import bench
 from fxquant.cli.export import export
+from fxquant.cli.importance import importance
 from fxquant.cli.inspect import inspect
 from fxquant.cli.interrupts import interrupts
 from fxquant.cli.quantize import quantize
@@ -22,7 +24,7 @@ EXIT_USAGE, EXIT_INTERRUPTED = 2, 3
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 2 something you gave can't be used, 3 interrupted, "
-    "4 the exported file doesn't compute what the student does.",
+    "4 the exported file doesn't compute what the student does, 5 training diverged.",
 )
 @click.version_option(__version__, prog_name="fxquant")
 def fxquant() -> None:
@@ -32,7 +34,7 @@ def fxquant() -> None:
     """
 
 
-for command in (quantize, inspect, export, verify, bench):
+for command in (quantize, inspect, importance, export, verify, bench):
     fxquant.add_command(command)
 
 
@@ -88,6 +90,8 @@ def _memory_ran_out(error: Exception) -> bool:
 
 
 def _say(label: str, text: str) -> None:
+    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
+        return  # torchrun started several, and the first says it
     styled = click.style(f"{label}:", fg="red" if label == "error" else "yellow", bold=True)
     click.echo(f"{styled} {_safe(text)}", err=True)
 

@@ -115,6 +115,20 @@ MIXED: tuple[Option, ...] = (
         help="Widths that mixed precision may give.  [default: 2,3,4,5,6,7,8]",
     ),
 )
+ABLATION: tuple[Option, ...] = (
+    click.option(
+        "--without",
+        type=click.Choice(["l_bn", "l_adv", "x1", "x2"], case_sensitive=False),
+        multiple=True,
+        help="Leave out a loss of the generator (l_bn, l_adv) or a weighting (x1, x2). Repeatable.",
+    ),
+    click.option(
+        "--swap",
+        type=click.Choice(["l_bn", "l_adv"], case_sensitive=False),
+        multiple=True,
+        help="Weigh a loss of the generator as the paper weighs the other one. Repeatable.",
+    ),
+)
 NETWORK: tuple[Option, ...] = (
     click.option(
         "--arch",

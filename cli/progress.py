@@ -15,17 +15,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fxquant.cli.interrupts import interrupts
+from fxquant.cli.together import stop_asked
 from fxquant.datafree.engine import Engine
+from fxquant.datafree.watcher import Watcher
 from fxquant.run_folder import RunFolder
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
-class ProgressWatcher:
-    """Shows an engine's phases, losses, rate and time left, and saves its checkpoints."""
+class ProgressWatcher(Watcher):
+    """Shows an engine's phases, losses, rate and time left, and saves its checkpoints.
 
-    def __init__(self, folder: RunFolder):
+    Without a folder there are none to save.
+    """
+
+    def __init__(self, folder: RunFolder | None = None):
         self.folder = folder
         self.console = Console(stderr=True, highlight=False)
         self.bar = Progress(
@@ -78,13 +82,16 @@ class ProgressWatcher:
 
     def checkpoint(self, engine: Engine) -> None:
         """Between two steps: save where it is time, or where somebody asked to stop."""
-        self.folder.save_checkpoint(engine, now=interrupts.pending)
-        if interrupts.pending:
+        stop = stop_asked(engine)
+        if self.folder is not None:
+            self.folder.save_checkpoint(engine, now=stop)
+        if stop:
             raise KeyboardInterrupt
 
     def finish(self, engine: Engine) -> None:
         """Save what all the training came to, before the export."""
-        self.folder.save_checkpoint(engine, now=True)
+        if self.folder is not None:
+            self.folder.save_checkpoint(engine, now=True)
 
     def _rate(self, done: int) -> str:
         seconds = time.monotonic() - self.started

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fxquant.cli.options import (
+    ABLATION,
     CONFIG,
     EVALUATION,
     LAYOUT,
@@ -25,6 +26,7 @@ from fxquant.cli.options import (
 @click.option("--recipe", help="Method: ddaq or zeroq.  [default: ddaq]")
 @click.option("--preset", help="fast, default, best or paper.  [default: default]")
 @click.option("--no-finetune", is_flag=True, help="Only calibrate; leave the weights untrained.")
+@takes(*ABLATION)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--seed", type=click.IntRange(0), help="Seed of all randomness.  [default: 0]")
 @CONFIG
@@ -49,6 +51,9 @@ from fxquant.cli.options import (
 @click.option("--layout", type=LAYOUT, help="Of the ONNX file.  [default: runtime]")
 @click.option("--opset", type=OPSET, help="Of the ONNX file.  [default: the oldest that fits]")
 @NMS
+@click.option(
+    "--tensorboard", is_flag=True, help="Write losses, rates and images for TensorBoard, too."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 def quantize(model: str, **options) -> int:
     """Quantize MODEL without data and export it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from fxquant.cli.given import given_mixed, given_settings, given_shape, given_wi
 from fxquant.cli.interrupts import interrupts
 from fxquant.cli.log import log_to
 from fxquant.cli.progress import ProgressWatcher
+from fxquant.cli.together import follow, release_others, start_others
+from fxquant.datafree import processes
+from fxquant.datafree.ablation import ablate
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe
+from fxquant.datafree.watcher import Watcher, Watchers
 from fxquant.exporters.artifacts import export
 from fxquant.exporters.detections import retinanet_of
 from fxquant.exporters.files import Form
@@ -20,20 +25,26 @@ from fxquant.graph.prepare import Prepared, prepare
 from fxquant.models.load import LoadedModel, load_model
 from fxquant.pipeline import resolve_device, run, width_chooser
 from fxquant.report.evaluate import EvaluationData
-from fxquant.run_folder import LOG, RunFolder, model_hash
+from fxquant.run_folder import EVENTS, LOG, RunFolder, model_hash
 from fxquant.settings import Settings
+from fxquant.tensorboard import TensorBoardWatcher
 
 
 def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -> int:
     """Load, train, export and report; the exit code."""
-    report, path = _job(model, output, options)
+    done = _job(model, output, options)
+    if done is None:
+        return 0
+    report, path = done
     print_json(report) if as_json else print_summary(report, path)
     require_parity(Parity.from_dict(report["parity"]))
     return 0
 
 
-def _job(model: str, output: Path | None, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """The report and the folder that it is in."""
+def _job(
+    model: str, output: Path | None, options: dict[str, Any]
+) -> tuple[dict[str, Any], Path] | None:
+    """The report and the folder that it is in; None in a process that only trains along."""
     loaded = load_model(model, arch=options["arch"], trust_classes=options["trust_classes"])
     if options["layout"] == "tensorrt":
         options["symmetric"] = True  # it takes nothing else
@@ -45,19 +56,24 @@ def _job(model: str, output: Path | None, options: dict[str, Any]) -> tuple[dict
     how = {
         "form": Form(options["layout"] or "runtime", options["opset"], options["nms"]),
         "program": "pt2" in options["formats"],
+        "events": options["tensorboard"],
     }
     prepared = prepare(loaded.module, settings.applied_config, settings.input_shape)
     if options["nms"]:
         retinanet_of(prepared.student)
     check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
     width_chooser(prepared, settings)  # refuses what can't be met before a folder is made
-    with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
-        if folder.finished:
+    with processes.joined(settings.device):
+        if processes.rank():
+            return follow(prepared, settings)
+        with RunFolder(output or _default_output(loaded, settings), settings, facts) as folder:
+            if not folder.finished:
+                return _run(prepared, settings, folder, facts, evaluation, how), folder.path
+            release_others()
             status(f"this run has already finished: {folder.path}")
             if options["layout"] or options["opset"] or options["formats"]:
                 status(f"for another file of it: fxquant export {folder.path}")
             return folder.read_report(), folder.path
-        return _run(prepared, settings, folder, facts, evaluation, how), folder.path
 
 
 def _run(
@@ -68,13 +84,22 @@ def _run(
     evaluation: EvaluationData | None,
     how: dict[str, Any],
 ) -> dict[str, Any]:
-    with log_to(folder.path / LOG), ProgressWatcher(folder) as watcher:
+    with ExitStack() as stack:
+        stack.enter_context(log_to(folder.path / LOG))
+        progress = stack.enter_context(ProgressWatcher(folder))
+        watcher: Watcher = progress
+        if how.pop("events"):
+            watcher = Watchers(
+                stack.enter_context(TensorBoardWatcher(folder.path / EVENTS)), progress
+            )
         state = folder.load_checkpoint()
         if state is not None:
             status(f"continuing an interrupted run in {folder.path}")
+        start_others(state)
         with interrupts.deferred():
             result = run(prepared, settings, watcher=watcher, state=state)
-        watcher.say("export and parity")
+        processes.leave()
+        progress.say("export and parity")
         report = export(result, folder.path, model=facts, evaluation=evaluation, **how)
         folder.drop_checkpoint()
     return report
@@ -87,6 +112,8 @@ def make_settings(loaded: LoadedModel, options: dict[str, Any]) -> Settings:
     recipe = base.recipe if base else None
     if recipe is None or options["recipe"] or options["preset"]:
         recipe = find_recipe(options["recipe"] or "ddaq", options["preset"] or "default")
+    if options["without"] or options["swap"]:
+        recipe = ablate(recipe, without=options["without"], swap=options["swap"])
     if options["no_finetune"]:
         recipe = recipe.without_fine_tuning()
     device = resolve_device(options["device"] or (base.device if base else "auto"))

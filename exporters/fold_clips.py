@@ -45,9 +45,11 @@ def _float_bounds(clip: ir.Node) -> tuple[ir.Value, tuple[float, float] | None]:
     """What is clipped, and its bounds; None for these where they are no float constants."""
     value, limits = clip.inputs[0], list(clip.inputs[1:])
     if clip.op_type in ("Max", "Min"):
+        if len(clip.inputs) != 2:
+            return value, None
         # Of two operands that may come in either order, with one bound.
-        value, limit = sorted(clip.inputs[:2], key=lambda v: v.const_value is not None)
-        if len(clip.inputs) != 2 or limit.const_value is None or limit.const_value.size != 1:
+        value, limit = sorted(clip.inputs, key=lambda v: v.const_value is not None)
+        if limit.const_value is None or limit.const_value.size != 1:
             return value, None
         limits = [limit] if clip.op_type == "Max" else [None, limit]
     bounds = [0.0 if clip.op_type == "Relu" else -np.inf, np.inf]

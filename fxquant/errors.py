@@ -42,7 +42,9 @@ class DataError(FxQuantError):
 
 
 class DivergenceError(FxQuantError):
-    """Training produced a value that is not finite."""
+    """Training produced a value that is not finite, or a student worse than none."""
+
+    exit_code = 5
 
 
 class ResourceError(FxQuantError):

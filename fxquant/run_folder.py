@@ -23,7 +23,9 @@ MODEL, REPORT, PAGE = "model.onnx", "report.json", "report.html"
 RECIPE, STUDENT, LOG = "recipe.toml", "student.safetensors", "run.log"
 IMAGES, PROGRAM = "images.safetensors", "model.pt2"
 CHECKPOINT, LOCK, TIMING = "checkpoint.pt", ".lock", "timing.json"
-_OURS = (MODEL, PROGRAM, IMAGES, REPORT, PAGE, RECIPE, STUDENT, LOG, CHECKPOINT, LOCK, TIMING)
+EVENTS = "tensorboard"
+_RESULTS = (MODEL, PROGRAM, IMAGES, REPORT, PAGE, RECIPE, STUDENT)
+_OURS = (*_RESULTS, LOG, CHECKPOINT, LOCK, TIMING, EVENTS)
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 # Saving may take one part in twenty of the time, however large the checkpoint.

@@ -305,7 +305,7 @@ class Products(nn.Module):
         x = self.embed(x.flatten(1, 2))
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, 12)).unbind(2)
         x = x + (q @ k.transpose(-2, -1) * 12**-0.5).softmax(-1) @ v
-        x = x + torch.bmm(F.softmax(torch.einsum("nic,njc->nij", q, k) / 3, -1), v)
+        x = x + torch.bmm(F.softmax(torch.einsum("nic,njc->nij", k, q) / 3, -1), v)
         x = x + torch.matmul(F.gelu(self.mix(self.norm2(x))), self.matrix)
         return self.head(x).mean(1)
 
@@ -738,8 +738,7 @@ CONSTRUCTS: dict[str, Construct] = {
     # Arithmetic and products.
     "gates": Construct(gates, 7, 5, 2, reasons=(ACTIVATION,)),
     "arithmetic": Construct(arithmetic, 5, 4, 1, reasons=(ARITHMETIC,)),
-    # The exporter finds that two of the products are the same.
-    "products": Construct(Products, 5, 0, 8, reasons=(ACTIVATION, ARITHMETIC, DIVIDES)),
+    "products": Construct(Products, 5, 0, 9, reasons=(ACTIVATION, ARITHMETIC, DIVIDES)),
     "einsums": Construct(Einsums, 3, 0, 5, reasons=(DIVIDES,)),
     "attention": Construct(Attention, 8, 0, 12, reasons=(DIVIDES,)),
     "attention_batch_first": Construct(

@@ -25,7 +25,7 @@ from fxquant.cli import quantize_job
 from fxquant.cli.main import run
 from fxquant.settings import Settings, to_toml
 
-EXIT_CODES = (0, 2, 3, 4)
+EXIT_CODES = (0, 2, 3, 4, 5)
 # A run of more steps is interrupted where it would begin.
 MOST_STEPS = 40
 

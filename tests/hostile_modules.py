@@ -170,6 +170,9 @@ CASES = {
     "methods that are layers": changed(
         set_attribute("5.named_parameters", nn.Linear), "replaces named_parameters"
     ),
+    "an attribute that is a class": changed(
+        lambda net: vars(net[1]).update({nn.Linear: True}), "has an attribute called"
+    ),
     "a forward hook": changed(
         set_attribute("1._forward_hooks", OrderedDict({1: nn.Identity()})), "has _forward_hooks"
     ),

@@ -7,7 +7,7 @@ from nets import ALL
 
 from fxquant.calibration import calibrate
 from fxquant.graph.prepare import prepare
-from fxquant.report.closeness import measure_closeness
+from fxquant.report.closeness import measure_closeness, sqnr_db
 from fxquant.spec import QConfig
 
 
@@ -35,3 +35,8 @@ def test_an_output_that_is_no_logits_has_neither_agreement_nor_divergence():
     closeness = measure_closeness(p.teacher, p.student, x)
     assert closeness.agreement is None
     assert closeness.divergence is None
+
+
+def test_numbers_that_are_not_finite_are_as_far_off_as_can_be():
+    assert sqnr_db(1.0, float("nan")) == sqnr_db(1.0, float("inf")) == -200
+    assert sqnr_db(1.0, 0.0) == 200

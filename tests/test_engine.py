@@ -16,7 +16,7 @@ from fxquant.calibration import calibrate
 from fxquant.datafree import engine as engine_module
 from fxquant.datafree.checks import require_sound
 from fxquant.datafree.recipe import Polish
-from fxquant.datafree.watcher import SilentWatcher
+from fxquant.datafree.watcher import Watcher
 from fxquant.errors import DivergenceError, ModelLoadError, SettingError
 from fxquant.graph.prepare import prepare
 from fxquant.quantizer import Quantizer
@@ -72,7 +72,7 @@ PHASES = {
 }
 
 
-class Recorder(SilentWatcher):
+class Recorder(Watcher):
     def __init__(self):
         self.phases, self.steps = [], []
 
@@ -292,3 +292,32 @@ def test_quantize_in_one_call():
 def test_quantize_wants_either_bits_or_a_config(widths):
     with pytest.raises(SettingError, match="either bits or a QConfig"):
         fxquant.quantize(ALL["plain"](), input_shape=SHAPE, **widths)
+
+
+class NoWaiting(Watcher):
+    """Lets torch raise where the host waits for the GPU in a step of fine-tuning."""
+
+    def __init__(self):
+        self.now, self.steps = "", 0
+
+    def phase(self, name: str, total: int) -> None:
+        self.now = name
+
+    def checkpoint(self, engine) -> None:
+        within = self.now == "fine-tuning" and 2 <= engine.step < engine_module.FLUSH_EVERY - 1
+        torch.cuda.set_sync_debug_mode("error" if within else "default")
+        self.steps += within
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", ["ddaq", "paper"])
+def test_the_host_does_not_wait_for_a_gpu(name, monkeypatch):
+    monkeypatch.setattr(engine_module, "FLUSH_EVERY", 12)
+    recipe = RECIPES[name]
+    recipe = replace(recipe, schedule=replace(recipe.schedule, steps=12))
+    watcher = NoWaiting()
+    try:
+        make(recipe, watcher=watcher, device="cuda").run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert watcher.steps == 9

@@ -67,6 +67,40 @@ def test_statistics_distance():
     assert abs(together - sum(apart) / 6) < 1e-6
 
 
+def test_gradients_worked_out_by_hand():
+    x = noise(3, 4, 2, 5).double().requires_grad_(True)
+    for axes in ([0, 2, 3], [2, 3], [0]):
+        assert torch.autograd.gradcheck(lambda x, axes=axes: losses._Moments.apply(x, axes), x)
+        mean, variance = losses._Moments.apply(x, axes)
+        expected = torch.var_mean(x, axes, correction=0)
+        assert (mean - expected[1]).abs().max() < 1e-12
+        assert (variance - expected[0]).abs().max() < 1e-12
+    for function in (losses._MeanAbs, losses._MeanSquare):
+        assert torch.autograd.gradcheck(function.apply, x)
+
+
+def test_statistics_of_a_large_mean_keep_their_deviation():
+    x = (noise(64, 2, 8, 8) * 0.01 + 1000).float()
+    _, std = losses.channel_statistics(x)
+    expected = (x.double().var((0, 2, 3), correction=0) + losses.EPS).sqrt()
+    assert (std / expected - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_lie_in_memory_as_features_do(layout):
+    x, other = (noise(4, 6, 5, 5, seed=i).contiguous(memory_format=layout) for i in range(2))
+    x.requires_grad_(True)
+    for loss in (
+        losses.relative_l1(x, other),
+        losses.relative_l1(other, x),
+        losses.relative_mse(x, other),
+        sum(part.sum() for part in losses.channel_statistics(x)),
+        losses.relative_l1(losses.scale_sample_gradient(x, torch.arange(4.0)), other),
+    ):
+        (gradient,) = torch.autograd.grad(loss, x)
+        assert gradient.is_contiguous(memory_format=layout)
+
+
 def test_relative_distances():
     q, p = noise(5, 8), noise(5, 8, seed=1) * 3
     l1 = (p - q).abs().sum() / (p.abs().sum() + 40 * losses.EPS)

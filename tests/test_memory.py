@@ -17,7 +17,8 @@ from fxquant.cli.main import run
 from fxquant.datafree import engine as engine_module
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.engine import Engine
-from fxquant.datafree.watcher import SilentWatcher
+from fxquant.datafree.steps import Steps
+from fxquant.datafree.watcher import Watcher
 from fxquant.errors import ResourceError, SettingError
 from fxquant.memory import is_out_of_memory, memory_bytes
 
@@ -42,8 +43,9 @@ def expected(base, command) -> dict[str, bytes]:
 
 
 def fail_in(monkeypatch, method: str, error: Exception, calls: int) -> None:
-    """Let an engine's method raise at its call of this number."""
-    original, count = getattr(Engine, method), [0]
+    """Let a method of the engine or of its steps raise at its call of this number."""
+    owner = Engine if hasattr(Engine, method) else Steps
+    original, count = getattr(owner, method), [0]
 
     def failing(self, *args, **kwargs):
         count[0] += 1
@@ -51,16 +53,16 @@ def fail_in(monkeypatch, method: str, error: Exception, calls: int) -> None:
             raise error
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(Engine, method, failing)
+    monkeypatch.setattr(owner, method, failing)
 
 
 @pytest.mark.parametrize(
     ("method", "calls", "phase", "error"),
     [
-        ("_sampler_step", 2, "step 2 of 4 of the warm-up", CUDA),
+        ("sampler", 2, "step 2 of 4 of the warm-up", CUDA),
         ("_calibrate", 1, "step 1 of 1 of the calibration", CPU),
-        ("_student_step", 3, "step 3 of 4 of the fine-tuning", CUDA),
-        ("_student_step", 1, "step 1 of 4 of the fine-tuning", MemoryError()),
+        ("student", 3, "step 3 of 4 of the fine-tuning", CUDA),
+        ("student", 1, "step 1 of 4 of the fine-tuning", MemoryError()),
     ],
 )
 def test_memory_that_runs_out_is_told_and_the_run_goes_on(
@@ -91,7 +93,7 @@ def test_memory_that_runs_out_elsewhere_is_told(command, tmp_path, monkeypatch, 
 def test_other_errors_are_not_taken_for_it(monkeypatch):
     assert all(map(is_out_of_memory, (CUDA, CPU, MemoryError(), RuntimeError("std::bad_alloc"))))
     assert not any(map(is_out_of_memory, (RuntimeError("shape"), KeyboardInterrupt(), OSError())))
-    fail_in(monkeypatch, "_sampler_step", RuntimeError("the sizes don't match"), 1)
+    fail_in(monkeypatch, "sampler", RuntimeError("the sizes don't match"), 1)
     with pytest.raises(RuntimeError, match="don't match") as caught:
         make(RECIPES["ddaq"]).run()
     assert not isinstance(caught.value, ResourceError)
@@ -116,7 +118,7 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
         assert (memory_bytes() == expected) == (expected is not None)
 
 
-class Meter(SilentWatcher):
+class Meter(Watcher):
     """Notes the process's memory each time some steps of fine-tuning are done."""
 
     def __init__(self) -> None:

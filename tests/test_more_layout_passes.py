@@ -25,7 +25,7 @@ def test_the_larger_or_smaller_of_a_value_and_a_number_is_a_clip(op, kept):
     assert fold_clips(model) == 0
 
 
-@pytest.mark.parametrize("op", ["Max(x, m)", "Max(x, b, m)", "Min(x, x)"])
+@pytest.mark.parametrize("op", ["Max(x, m)", "Max(x, b, m)", "Min(x, x)", "Max(x)"])
 def test_the_larger_of_two_values_stays(op):
     body = f"m = Neg(x) c = {op} q = QuantizeLinear(c, s, z) y = DequantizeLinear(q, s, z)"
     model = graph("float b = {1.3}", body)

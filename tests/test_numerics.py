@@ -154,6 +154,15 @@ def test_gradients_inside_and_outside_the_range():
     assert (scale.grad - torch.tensor([-0.3, 3.0, -4.0])).abs().max() < 1e-6
 
 
+def test_values_far_outside_pass_no_gradient_and_count_as_the_grids_end():
+    x = torch.tensor([-torch.inf, -1e30, 0.3, 1e30, torch.inf], requires_grad=True)
+    scale = torch.tensor(1e-10, requires_grad=True)
+    zero = torch.tensor(0.0)
+    fake_quantize(x, scale, zero, 0, 15).sum().backward()
+    assert x.grad.tolist() == [0.0, 0.0, 0.0, 0.0, 0.0]  # 0.3 / 1e-10 is outside, too
+    assert scale.grad == 3 * 15
+
+
 def test_fake_quantize_needs_no_gradient_of_the_scale():
     x = torch.linspace(-3, 3, 50, requires_grad=True)
     fake_quantize(x, torch.tensor(0.5), torch.tensor(0.0), -4, 3).sum().backward()

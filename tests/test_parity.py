@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -11,10 +12,13 @@ import pytest
 import torch
 from exports import array, exported, noise
 from onnx import numpy_helper
+from torchvision.ops import DeformConv2d
 
+from fxquant.calibration import calibrate
 from fxquant.errors import ExportError, ParityError
 from fxquant.exporters.divergence import first_divergence
 from fxquant.exporters.freeze import freeze
+from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.parity import (
     MIN_SQNR_DB,
     Difference,
@@ -24,6 +28,8 @@ from fxquant.exporters.parity import (
     require_parity,
 )
 from fxquant.exporters.runtime import run_onnx
+from fxquant.graph.prepare import prepare
+from fxquant.spec import QConfig
 
 IMAGES = noise(96)
 
@@ -163,3 +169,28 @@ def test_only_integers_off_their_border_count(tmp_path, factor, where):
     student, path = broken(tmp_path, "relu_1.scale", lambda x: factor * x)
     found = first_divergence(student, path, IMAGES, optimize=False, min_sqnr_db=20)
     assert found == (where and f"activation_quantizers.{where}")
+
+
+class Single(torch.nn.Module):
+    """Makes numbers in single precision whatever its weights have; bends its convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.bend, self.conv = torch.nn.Conv2d(3, 18, 3, padding=1), DeformConv2d(3, 4, 3)
+        self.head = torch.nn.Conv2d(4, 5, 1)
+
+    def forward(self, x):
+        x = x + torch.linspace(0, 1, 16, dtype=torch.float32)
+        offsets = self.bend(x.float())[..., 1:-1, 1:-1]
+        return self.head(torch.relu(self.conv(x.float(), offsets))).mean((2, 3))
+
+
+def test_a_network_bound_to_single_precision_is_compared_in_it(tmp_path):
+    torch.manual_seed(0)
+    prepared = prepare(Single(), QConfig(8, 8), (3, 16, 16))
+    calibrate(prepared.student, noise(16))
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(prepared.student).double()(noise(2).double())
+    path = export_onnx(prepared.student, tmp_path / "m.onnx", input_shape=(3, 16, 16))
+    assert onnx.load(path).opset_import[0].version == 19
+    assert check_parity(prepared.student, path, noise(8)).passed

@@ -254,3 +254,27 @@ def test_layer_rules_that_can_not_be_read_are_refused(text):
 def test_widths_outside_2_to_8_are_refused_by_name(field):
     with pytest.raises(SettingError, match=f"{field} is 9; expected a whole number from 2 to 8"):
         QConfig(**{field: 9})
+
+
+class Shares(nn.Module):
+    """Divides by sums that may be as small as 0, as linear attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        total = y.mean(1, keepdim=True) + 1e-5
+        return self.head(y / total)
+
+
+def test_what_is_only_divided_by_stays_off_the_grid():
+    model = Shares()
+    nn.init.constant_(model.conv.bias, -0.5)
+    student = student_of(model, QConfig(8, 8))
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[0] = 0
+    calibrate(student, images)
+    assert "add" not in placed(student)
+    assert torch.isfinite(student(images)).all()

@@ -11,7 +11,7 @@ from small_runs import RECIPES, make, same, snapshot
 
 from fxquant.datafree import engine as engine_module
 from fxquant.datafree.engine import Engine
-from fxquant.datafree.watcher import SilentWatcher
+from fxquant.datafree.watcher import Watcher
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ class Interrupted(Exception):  # noqa: N818
     """Ctrl-C, as it were."""
 
 
-class StopsAt(SilentWatcher):
+class StopsAt(Watcher):
     """Saves the state to bytes and stops after the given step of the given phase."""
 
     def __init__(self, phase: str, step: int):

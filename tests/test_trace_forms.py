@@ -185,3 +185,21 @@ class Rooted(ByBuffer):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.conv(x))
+
+
+class Chosen(nn.Module):
+    """Its forward is one of its methods, chosen when it is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.forward = self.forward_doubled
+
+    def forward_doubled(self, x: Tensor) -> Tensor:
+        return 2 * self.conv(x)
+
+
+def test_a_forward_that_was_chosen_is_seen_through():
+    model = nn.Sequential(Chosen(), nn.ReLU())
+    names = {node.target for node in traced_whole(model).model.graph.nodes}
+    assert "0.conv" in names

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from fxquant.errors import FxQuantError
 from fxquant.report.closeness import sqnr_db
 
 
@@ -36,6 +37,8 @@ def max_error(expected: list[Tensor], found: list[Tensor]) -> float:
 
 def sqnr(expected: list[Tensor], found: list[Tensor]) -> float:
     """Signal-to-noise ratio in dB of the worst output."""
+    if [a.shape for a in expected] != [b.shape for b in found]:
+        raise FxQuantError("how many outputs there are depends on their values")
     return min(
         sqnr_db(float(a.square().sum()), float((a - b).square().sum()))
         for a, b in zip(expected, found, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from fxquant.models.zoos import build
 LEFT_OUT = {
     "torchvision:regnet_y_128gf": "645 million parameters",
     "torchvision:vit_h_14": "633 million parameters",
+    "pytorchcv:visemenet20": "its outputs mix the samples of a batch",
     "pytorchcv:propainter": "its generator takes six inputs",
     "pytorchcv:propainter_ip": "it has no weights",
 }
@@ -181,6 +183,8 @@ def _ordinary(name: str) -> tuple[nn.Module, list[tuple[int, ...]]]:
         net = models.get_model(name.partition(":")[2], weights=None, image_size=SIDES[0])
     else:
         net = build(name, pretrained=False)
+    if fnmatchcase(name, "torchvision:swin_v2_*"):
+        return net, [(3, 256, 256)]  # smaller ones are padded with keys of length 0
     return net, _shapes(net)
 
 
@@ -202,7 +206,7 @@ _SPECIAL = {
     "quartznet5x5_en_ls": ((64, 96), _AUDIO, lambda x: (x, x.new_full((x.shape[0],), 96).long())),
     "voca8flame": ((1, 16, 29), {}, lambda x: (x, x.new_full((x.shape[0],), 3).long())),
     "nvpattexp116bazel76": ((8, 16, 29), {}, lambda x: (x, x.new_full((x.shape[0],), 3).long())),
-    "visemenet20": ((8, 195), {}, lambda x: (x, x.new_full((x.shape[0], 76), 3.0))),
+    "pfpcnet": ((1, 320, 240), {}, None),
     "raft_things": ((6, 128, 128), {}, lambda x: (x[:, :3], x[:, 3:])),
     "propainter_rfc": ((3, 3, 64, 64), {}, lambda x: (x[:, :, :2], x[:, :, 2:])),
 }

@@ -51,6 +51,8 @@ def randomize(net: nn.Module, run: Callable[[Tensor], object], x: Tensor) -> Non
     finally:
         for handle in handles:
             handle.remove()
+    # timm keeps what it has computed from weights until it trains.
+    net.train().eval()
 
 
 def _fill(module: nn.Module) -> None:

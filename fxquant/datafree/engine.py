@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxquant.calibration import adjust_layers, calibrate
+from fxquant.datafree import processes
 from fxquant.datafree.checks import check_recipe, find_unsound
+from fxquant.datafree.divergence import require_convergence
 from fxquant.datafree.history import History
 from fxquant.datafree.importance import Importance, measure_importance
-from fxquant.datafree.losses import relative_mse
-from fxquant.datafree.objective import Objective, flatten
+from fxquant.datafree.objective import Objective, output_error
 from fxquant.datafree.optimizer import set_learning_rates, student_optimizer
 from fxquant.datafree.phases import Phase
 from fxquant.datafree.recipe import HELD_BACK, Recipe, Term
@@ -29,7 +29,8 @@ from fxquant.datafree.samplers import (
     cosine,
     make_polisher,
 )
-from fxquant.datafree.watcher import SilentWatcher, Watcher
+from fxquant.datafree.steps import Steps
+from fxquant.datafree.watcher import Watcher
 from fxquant.errors import DivergenceError
 from fxquant.graph.correct_biases import correct_biases
 from fxquant.graph.passes import run_passes
@@ -64,12 +65,14 @@ class Engine:
         watcher: Watcher | None = None,
         choose: WidthChooser | None = None,
     ):
-        self.recipe, self.seed, self.watcher = recipe, seed, watcher or SilentWatcher()
+        self.recipe, self.seed, self.watcher = recipe, seed, watcher or Watcher()
         self.device = torch.device(device)
         layout = {"memory_format": torch.channels_last} if len(image_shape) == 3 else {}
         self.teacher = teacher.to(self.device, **layout)
         self.student = student.to(self.device, **layout)
         check_recipe(recipe, teacher, image_shape)
+        processes.require_divisible("schedule.batch", recipe.schedule.batch)
+        processes.require_divisible("polish.batch", recipe.polish.batch)
         self.objective = Objective(self.teacher, self.student)
         self.rng = torch.Generator().manual_seed(seed)
         make_sampler = SAMPLERS[recipe.sampler.kind]
@@ -91,6 +94,7 @@ class Engine:
         )
         self.optimizer = student_optimizer(self.student)
         self.history = History()
+        self.steps = Steps(self.objective, self.history)
         self.importance: Importance | None = None
         self.choose, self.widths = choose, None
         self.held_back: Tensor | None = None
@@ -99,9 +103,9 @@ class Engine:
         self.seconds: dict[str, float] = {}
         self.phase_index, self.step = 0, 0
 
-    def run(self) -> None:
-        """Go through the phases, from wherever the state stands."""
-        phases = self._phases()
+    def run(self, *, only: str | None = None) -> None:
+        """Go through the phases, or the `only` one, from wherever the state stands."""
+        phases = [phase for phase in self.phases() if only in (None, phase.name)]
         while self.phase_index < len(phases):
             phase = phases[self.phase_index]
             self.watcher.phase(phase.name, phase.total)
@@ -118,20 +122,24 @@ class Engine:
             logger.info(
                 "phase %s: %d steps in %.1f s", phase.name, phase.total, self.seconds[phase.name]
             )
+            # What each process did by itself came out the same, but for what hardware may round.
+            processes.share(self.student)
             self.phase_index, self.step = self.phase_index + 1, 0
         self.watcher.finish(self)
 
     def _flush(self) -> dict[str, float]:
         """The newest losses; raises DivergenceError that names what is not finite."""
         try:
-            return self.history.flush()
+            values = self.history.flush()
         except DivergenceError as error:
             images = getattr(self.sampler, "network", None) or self.sampler.images
             where = find_unsound({"generator": images, "student": self.student})
             where = where or "all parameters are finite still, so a loss overflowed"
             raise DivergenceError(f"{error.message}; {where}", error.hint) from error
+        require_convergence(self.history.curves, self.objective, self.recipe.student_terms)
+        return values
 
-    def _phases(self) -> list[Phase]:
+    def phases(self) -> list[Phase]:
         """What the recipe asks for, in order; phases without steps are left out."""
         schedule, polish = self.recipe.schedule, self.recipe.polish
         batches = self.recipe.sampler.batches
@@ -156,7 +164,8 @@ class Engine:
     def _warm_up(self, step: int) -> None:
         """The sampler alone, on the terms that need no student."""
         warmup = self.recipe.schedule.warmup
-        self._sampler_step("warm-up", self._own_terms(), cosine(step % warmup, warmup) * 0.9 + 0.1)
+        rate = cosine(step % warmup, warmup) * 0.9 + 0.1
+        self.steps.sampler("warm-up", self.sampler, self._own_terms(), rate)
         if isinstance(self.sampler, PixelSampler) and (step + 1) % warmup == 0:
             self.sampler.finish_batch()
 
@@ -164,7 +173,7 @@ class Engine:
         """The pixels of one batch of generated images, on the terms that need no student."""
         steps = self.recipe.polish.steps
         rate = cosine(step % steps, steps)
-        self._sampler_step("polish", self._own_terms(), rate, self.polisher)
+        self.steps.sampler("polish", self.polisher, self._own_terms(), rate)
         if (step + 1) % steps == 0:
             self.polisher.finish_batch()
 
@@ -181,7 +190,8 @@ class Engine:
 
     def _choose_widths(self, step: int) -> None:
         """Mixed precision: a width for the weights of each layer, by its importance."""
-        self.widths = self.choose(self.teacher, self.student, self.importance)
+        plan = self.choose(self.teacher, self.student, self.importance)
+        self.widths = processes.agree(plan)
         set_widths(self.student, self.widths.bits_by_name())
 
     def _calibrate(self, step: int) -> None:
@@ -225,7 +235,7 @@ class Engine:
 
     def _adversarial(self, step: int) -> None:
         """The sampler against a student that stays as it was calibrated."""
-        self._sampler_step("adversarial", self.recipe.sample_terms, 0.1)
+        self.steps.sampler("adversarial", self.sampler, self.recipe.sample_terms, 0.1)
 
     def _fine_tune(self, step: int) -> None:
         """Algorithm 1 of the paper: a sampler step where one is due, then a student step."""
@@ -234,13 +244,14 @@ class Engine:
             self.calibrated = copy.deepcopy(self.student.state_dict())
             set_learning_rates(self.optimizer, self.student, schedule)
         rate = cosine(step, schedule.steps)
-        if step % schedule.sampler_every == 0:
-            images = self._sampler_step("fine-tuning", self.recipe.sample_terms, 0.1)
+        if self.recipe.sample_terms and step % schedule.sampler_every == 0:
+            images = self.steps.sampler("fine-tuning", self.sampler, self.recipe.sample_terms, 0.1)
             if self.replay is not None:
-                self.replay.add(images)
+                self.replay.add(processes.gather(images))
         with torch.no_grad():
             drawn = self.sampler.draw() if self.replay is None else self.replay.draw(schedule.batch)
-        self._student_step(drawn.contiguous(memory_format=torch.channels_last), rate)
+        drawn = drawn.contiguous(memory_format=torch.channels_last)
+        self.steps.student("fine-tuning", self.optimizer, self.recipe.student_terms, drawn, rate)
 
     def _keep_the_closer(self, step: int) -> None:
         """The fine-tuned student if it is closer on images held back, by WORTH_TUNING at least.
@@ -249,54 +260,17 @@ class Engine:
         images only draws the student towards them; and those held back are generated as well.
         """
         tuned = copy.deepcopy(self.student.state_dict())
-        errors = {"fine-tuned": self._held_back_error()}
+        errors = {"fine-tuned": self._error()}
         self.student.load_state_dict(self.calibrated)
-        errors["calibrated"] = self._held_back_error()
+        errors["calibrated"] = self._error()
         if errors["fine-tuned"] <= WORTH_TUNING * errors["calibrated"]:
             self.student.load_state_dict(tuned)
         else:
             self.kept = "calibrated"
         logger.info("error on images held back: %s; the %s student is kept", errors, self.kept)
 
-    @torch.no_grad()
-    def _held_back_error(self) -> float:
-        """Mean relative squared error of the student's outputs on the images held back."""
-        total = 0.0
-        for images in self.held_back.split(self.recipe.schedule.batch):
-            pairs = zip(flatten(self.student(images)), flatten(self.teacher(images)), strict=True)
-            total += sum(float(relative_mse(q, p)) for q, p in pairs) * len(images)
-        return total / len(self.held_back)
-
-    def _sampler_step(
-        self, phase: str, terms: Sequence[Term], rate: float, sampler: Any = None
-    ) -> Tensor:
-        """One step of a sampler on what it draws; the images, as they were before it."""
-        sampler = sampler or self.sampler
-        images = sampler.draw()
-        with_student = any(term.needs_student for term in terms)
-        self.student.requires_grad_(False)
-        view = self.objective.view(images, with_student=with_student, teacher_grad=True)
-        loss = self._add_up(phase, "sampler", terms, view)
-        sampler.step(loss, rate)
-        self.student.requires_grad_(True)
-        return images.detach()
-
-    def _student_step(self, images: Tensor, rate: float) -> None:
-        view = self.objective.view(images, with_student=True, teacher_grad=False)
-        loss = self._add_up("fine-tuning", "student", self.recipe.student_terms, view)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rate
-        self.optimizer.step()
-
-    def _add_up(self, phase: str, who: str, terms, view) -> Tensor:
-        parts = self.objective.losses(terms, view)
-        total = torch.stack([weight * value for weight, value in parts.values()]).sum()
-        self.history.add(
-            phase, {f"{who}.{name}": value for name, (_, value) in parts.items()} | {who: total}
-        )
-        return total
+    def _error(self) -> float:
+        return output_error(self.teacher, self.student, self.held_back, self.recipe.schedule.batch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to continue exactly here; raises DivergenceError."""

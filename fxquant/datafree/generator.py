@@ -5,6 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fxquant.datafree import processes
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics, in training, are those of all processes' parts of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if processes.size() == 1 or not self.training:
+            return super().forward(x)
+        own_variance, own_mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        mean = processes.average(own_mean)
+        variance = processes.average(own_variance + (own_mean - mean).square())
+        self._track(mean.detach(), variance.detach(), processes.size() * x.numel() // len(mean))
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        y = (x - mean[:, None, None]) * scale[:, None, None]
+        return y + self.bias[:, None, None] if self.affine else y
+
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+
 
 class Generator(nn.Module):
     """A light upsampling CNN without labels: GDFQ's trunk (Xu et al., 2020) as DDAQ uses it.
@@ -22,18 +46,18 @@ class Generator(nn.Module):
         self.start = (width, -(-height // 4), -(-width_px // 4))
         self.project = nn.Linear(latent, width * self.start[1] * self.start[2])
         self.trunk = nn.Sequential(
-            nn.BatchNorm2d(width),
+            SharedBatchNorm2d(width),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(width, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.LeakyReLU(0.2),
+            SharedBatchNorm2d(width),
+            nn.LeakyReLU(0.2, inplace=True),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(width, width // 2, 3, padding=1),
-            nn.BatchNorm2d(width // 2),
-            nn.LeakyReLU(0.2),
+            SharedBatchNorm2d(width // 2),
+            nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(width // 2, channels, 3, padding=1),
             nn.Tanh(),
-            nn.BatchNorm2d(channels, affine=False),
+            SharedBatchNorm2d(channels, affine=False),
         )
 
     def forward(self, z: Tensor) -> Tensor:
@@ -44,4 +68,4 @@ class Generator(nn.Module):
 
 def sample_latent(count: int, latent: int, rng: torch.Generator, device: torch.device) -> Tensor:
     """Standard normal latent vectors, shape (count, latent), drawn on the host from `rng`."""
-    return torch.randn(count, latent, generator=rng).to(device)
+    return torch.randn(count, latent, generator=rng).to(device, non_blocking=True)

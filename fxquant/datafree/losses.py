@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 EPS = 1e-6
+
+# Averages a value over the parts of a batch; None where all of it is here.
+Average = Callable[[Tensor], Tensor]
 
 
 class _ScaleSampleGradient(torch.autograd.Function):
@@ -30,56 +34,139 @@ def scale_sample_gradient(x: Tensor, weights: Tensor) -> Tensor:
     return _ScaleSampleGradient.apply(x, weights)
 
 
-def sample_weights(importance: Tensor, layer: int, batch: int) -> Tensor:
+class _Moments(torch.autograd.Function):
+    """Mean and variance over some axes, whose gradient in `x` is one pass over memory."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+        if x.device.type == "cpu":  # on which torch.var_mean takes 15 times as long
+            mean = x.mean(axes, keepdim=True)
+            variance = (x - mean).square_().mean(axes)
+        else:
+            variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+            variance = variance.reshape([n for i, n in enumerate(x.shape) if i not in axes])
+        ctx.save_for_backward(x, mean)
+        return mean.reshape(variance.shape), variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_mean: Tensor, grad_variance: Tensor):
+        x, mean = ctx.saved_tensors
+        count = x.numel() // max(mean.numel(), 1)
+        slope = grad_variance.reshape(mean.shape) * (2 / count)
+        offset = grad_mean.reshape(mean.shape) / count - slope * mean
+        return torch.addcmul(offset, x, slope), None
+
+
+def sample_weights(importance: Tensor, layer: int, batch: int, first: int = 0) -> Tensor:
     """Row of X1 for one layer, shape (batch,): sample b weighs it 1 + h_layer [layer = b mod N].
+
+    The samples are those from `first` on.
 
     X1 = diag(h) + 1 1^T (Li et al., 2022, eq. 10), where "the i-th element acts on the update of
     the i-th sample": sample b is updated by element j = b mod N of the row L X1, and
     (L X1)_j = h_j L_j + sum_i L_i.
     """
-    chosen = torch.arange(batch, device=importance.device) % len(importance) == layer
+    samples = torch.arange(first, first + batch, device=importance.device)
+    chosen = samples % len(importance) == layer
     return 1 + importance[layer] * chosen
 
 
-def channel_statistics(x: Tensor, *, per_sample: bool = False) -> tuple[Tensor, Tensor]:
+def channel_statistics(
+    x: Tensor, *, per_sample: bool = False, across: Average | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel in float32.
 
     `x` is (batch, channels, ...). The result has shape (channels,), over batch and positions, or
-    (batch, channels), over positions alone, with `per_sample`.
+    (batch, channels), over positions alone, with `per_sample`. `across` averages over parts of the
+    batch that are elsewhere.
     """
     x = x.float()
     axes = [i for i in range(x.dim()) if i != 1 and (i != 0 or not per_sample)]
     if not axes:
         raise ValueError("statistics per sample need at least one position axis")
-    variance, mean = torch.var_mean(x, axes, correction=0)
+    mean, variance = _Moments.apply(x, axes)
+    if across is not None and not per_sample:
+        own, mean = mean, across(mean)
+        # The mean's own gradient through this vanishes: deviations from it add up to zero.
+        variance = across(variance + (own - mean.detach()).square())
     return mean, (variance + EPS).sqrt()
 
 
 def statistics_distance(
-    x: Tensor, mean: Tensor, std: Tensor, *, per_sample: bool = False
+    x: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    per_sample: bool = False,
+    across: Average | None = None,
 ) -> Tensor:
     """Distance of the statistics of `x`, (batch, channels, ...), from those of a batch norm.
 
     L_i = |mu~ - mu|^2 + |sigma~ - sigma|^2 (Li et al., 2022, eq. 8), averaged over channels so
     that width doesn't set its weight, and over samples where statistics are per sample.
     """
-    found_mean, found_std = channel_statistics(x, per_sample=per_sample)
-    return ((found_mean - mean).square() + (found_std - std).square()).mean()
+    found_mean, found_std = channel_statistics(x, per_sample=per_sample, across=across)
+    distance = ((found_mean - mean).square() + (found_std - std).square()).mean()
+    return across(distance) if across is not None and per_sample else distance
 
 
-def relative_l1(student: Tensor, teacher: Tensor) -> Tensor:
+class _MeanAbs(torch.autograd.Function):
+    """mean |x|, whose gradient lies in memory as x does.
+
+    That of `x.abs().mean()` lies as a mean's gradient does, and whatever meets it on its way back
+    through a network in another layout is many times slower for it.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.abs().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x.sgn().mul_(grad / x.numel())
+
+
+class _MeanSquare(torch.autograd.Function):
+    """mean x^2, whose gradient lies in memory as x does."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (2 * grad / x.numel())
+
+
+def relative_l1(student: Tensor, teacher: Tensor, *, across: Average | None = None) -> Tensor:
     """mean |P - Q| / mean |P| for features P of the teacher and Q of the student.
 
     Eq. 12 of Li et al., 2022, divided by the teacher's size so that no layer rules by its scale.
     """
     teacher = teacher.float()
-    return (teacher - student.float()).abs().mean() / (teacher.detach().abs().mean() + EPS)
+    difference = _MeanAbs.apply(teacher - student.float())
+    return _ratio(difference, teacher.detach().abs().mean(), across)
 
 
-def relative_mse(student: Tensor, teacher: Tensor) -> Tensor:
+def relative_mse(student: Tensor, teacher: Tensor, *, across: Average | None = None) -> Tensor:
     """mean (P - Q)^2 / mean P^2: the inverse of the signal-to-quantization-noise ratio."""
     teacher = teacher.float()
-    return (teacher - student.float()).square().mean() / (teacher.detach().square().mean() + EPS)
+    difference = _MeanSquare.apply(teacher - student.float())
+    return _ratio(difference, teacher.detach().square().mean(), across)
+
+
+def _ratio(difference: Tensor, size: Tensor, across: Average | None) -> Tensor:
+    """Their ratio, once both are averaged over the parts of a batch."""
+    if across is not None:
+        difference, size = across(torch.stack([difference, size]))
+    return difference / (size + EPS)
 
 
 def output_divergence(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fxquant.datafree import losses
+from fxquant.datafree import losses, processes
 from fxquant.datafree.importance import Importance, nearest_layers
 from fxquant.datafree.recipe import Term
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, record, tap_names
@@ -79,6 +79,12 @@ class Objective:
         """Weight and value of each term, by the name of its loss."""
         return {term.loss: (term.weight, LOSSES[term.loss](self, term, view)) for term in terms}
 
+    def error_of_zeros(self, term: Term) -> float:
+        """What a `features` term comes to for a student whose features are all zero."""
+        h = self.importance.get(FEATURE_TAPS)
+        count = len(self.names[FEATURE_TAPS])
+        return count + float(h.sum()) if h is not None and term.weighting == "layer" else count
+
     def sum_layers(
         self,
         term: Term,
@@ -96,19 +102,20 @@ class Objective:
         if term.weighting == "layer":
             return losses.weigh_layers([distance(*v) for v in values], h)
         scaled = [
-            tuple(
-                losses.scale_sample_gradient(x, losses.sample_weights(h, i, len(x)))
-                if x.requires_grad
-                else x
-                for x in tensors
-            )
+            tuple(_weigh_samples(x, h, i) if x.requires_grad else x for x in tensors)
             for i, tensors in enumerate(values)
         ]
         return losses.weigh_layers([distance(*v) for v in scaled], None)
 
 
+def _weigh_samples(x: Tensor, h: Tensor, layer: int) -> Tensor:
+    """`x`, this process's part of a batch, with gradients weighed by X1's row for the layer."""
+    weights = losses.sample_weights(h, layer, len(x), processes.rank() * len(x))
+    return losses.scale_sample_gradient(x, weights)
+
+
 def _bn_statistics(objective: Objective, term: Term, view: View) -> Tensor:
-    distance = partial(losses.statistics_distance, per_sample=term.per_sample)
+    distance = partial(losses.statistics_distance, per_sample=term.per_sample, across=_across())
     values = [(x, *objective.targets[name]) for name, x in view.bn_inputs.items()]
     return objective.sum_layers(term, BN_TAPS, values, distance)
 
@@ -116,11 +123,14 @@ def _bn_statistics(objective: Objective, term: Term, view: View) -> Tensor:
 def _input_statistics(objective: Objective, term: Term, view: View) -> Tensor:
     channels = view.images.shape[1]
     zero = view.images.new_zeros(channels)
-    return losses.statistics_distance(view.images, zero, zero + 1, per_sample=term.per_sample)
+    return losses.statistics_distance(
+        view.images, zero, zero + 1, per_sample=term.per_sample, across=_across()
+    )
 
 
 def _features(objective: Objective, term: Term, view: View) -> Tensor:
     distance = losses.relative_l1 if term.distance == "l1" else losses.relative_mse
+    distance = partial(distance, across=_across())
     values = [(view.student_features[n], t) for n, t in view.teacher_features.items()]
     return objective.sum_layers(term, FEATURE_TAPS, values, distance)
 
@@ -130,12 +140,17 @@ def _output(objective: Objective, term: Term, view: View) -> Tensor:
     pairs = zip(view.student_outputs, view.teacher_outputs, strict=True)
     return torch.stack(
         [
-            losses.output_divergence(q, p, temperature=term.temperature)
+            processes.average_loss(losses.output_divergence(q, p, temperature=term.temperature))
             if p.dim() == 2
-            else losses.relative_mse(q, p)
+            else losses.relative_mse(q, p, across=_across())
             for q, p in pairs
         ]
     ).sum()
+
+
+def _across() -> losses.Average | None:
+    """How losses are averaged over processes; None where there is one."""
+    return processes.average_loss if processes.size() > 1 else None
 
 
 LOSSES: dict[str, Callable[[Objective, Term, View], Tensor]] = {
@@ -154,3 +169,13 @@ def _bn_targets(teacher: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         std = (bn.running_var.float() + losses.EPS).sqrt()
         targets[name] = (bn.running_mean.float(), std)
     return targets
+
+
+@torch.no_grad()
+def output_error(teacher: nn.Module, student: nn.Module, images: Tensor, batch: int) -> float:
+    """Mean relative squared error of the student's outputs on images (n, ...), `batch` at once."""
+    total = 0.0
+    for part in images.split(batch):
+        pairs = zip(flatten(student(part)), flatten(teacher(part)), strict=True)
+        total += sum(float(losses.relative_mse(q, p)) for q, p in pairs) * len(part)
+    return total / len(images)

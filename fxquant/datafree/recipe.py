@@ -5,33 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from fxquant.errors import SettingError
+from fxquant.datafree.plain import build, check_numbers, require
 from fxquant.ranges import ESTIMATORS
 
 TERMS = ("bn_statistics", "input_statistics", "features", "output")
 WEIGHTINGS = ("none", "layer", "sample")
+IMPORTANCE_METHODS = ("gauss-newton", "hessian")
 
 # Generated images that are kept apart from training, to tell how close the student stays.
 HELD_BACK = 128
-
-
-# Beyond any use, and still a number that arithmetic can take.
-LARGEST = 10**9
-
-
-def _require(condition: bool, message: str, hint: str | None = None) -> None:
-    if not condition:
-        raise SettingError(message, hint)
-
-
-def _check_numbers(part: object, where: str) -> None:
-    """Raise SettingError for a field that is not finite or absurdly large."""
-    for item in fields(part):
-        value = getattr(part, item.name)
-        if isinstance(value, int | float):  # NaN is not below anything
-            _require(
-                abs(value) <= LARGEST, f"{where}.{item.name} is {value}; expected at most {LARGEST}"
-            )
 
 
 @dataclass(frozen=True)
@@ -54,15 +36,15 @@ class Term:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        _check_numbers(self, f"term '{self.loss}'")
-        _require(self.loss in TERMS, f"unknown loss '{self.loss}'", f"one of {', '.join(TERMS)}")
-        _require(
+        check_numbers(self, f"term '{self.loss}'")
+        require(self.loss in TERMS, f"unknown loss '{self.loss}'", f"one of {', '.join(TERMS)}")
+        require(
             self.weighting in WEIGHTINGS,
             f"unknown weighting '{self.weighting}' of loss '{self.loss}'",
             f"one of {', '.join(WEIGHTINGS)}",
         )
-        _require(self.distance in ("l1", "mse"), f"unknown distance '{self.distance}'", "l1 or mse")
-        _require(self.temperature > 0, f"temperature is {self.temperature}; expected above 0")
+        require(self.distance in ("l1", "mse"), f"unknown distance '{self.distance}'", "l1 or mse")
+        require(self.temperature > 0, f"temperature is {self.temperature}; expected above 0")
 
     @property
     def needs_student(self) -> bool:
@@ -85,17 +67,17 @@ class Sampler:
     batches: int = 1
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "sampler")
-        _require(
+        check_numbers(self, "sampler")
+        require(
             self.kind in ("generator", "images"),
             f"unknown sampler '{self.kind}'",
             "generator or images",
         )
-        _require(self.lr > 0, f"the sampler's learning rate is {self.lr}; expected above 0")
+        require(self.lr > 0, f"the sampler's learning rate is {self.lr}; expected above 0")
         for name, least in (("batches", 1), ("latent", 1), ("width", 2)):
             value = getattr(self, name)
-            _require(value >= least, f"the sampler's {name} is {value}; expected at least {least}")
-        _require(
+            require(value >= least, f"the sampler's {name} is {value}; expected at least {least}")
+        require(
             isinstance(self.betas, tuple)
             and len(self.betas) == 2
             and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas),
@@ -138,17 +120,17 @@ class Schedule:
     keep_closer: bool = True
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "schedule")
+        check_numbers(self, "schedule")
         for name in ("batch", "sampler_every", "calibration_images"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected above 0")
-        _require(
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected above 0")
+        require(
             self.ranges in ESTIMATORS,
             f"unknown range estimator '{self.ranges}'",
             f"one of {', '.join(ESTIMATORS)}",
         )
         for item in fields(self):
             value = getattr(self, item.name)
-            _require(item.name == "ranges" or value >= 0, f"{item.name} must not be negative")
+            require(item.name == "ranges" or value >= 0, f"{item.name} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -165,10 +147,10 @@ class Polish:
     lr: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "polish")
-        _require(self.steps >= 0, f"polish.steps is {self.steps}; expected at least 0")
+        check_numbers(self, "polish")
+        require(self.steps >= 0, f"polish.steps is {self.steps}; expected at least 0")
         for name in ("batches", "batch", "lr"):
-            _require(getattr(self, name) > 0, f"polish.{name} is {getattr(self, name)}")
+            require(getattr(self, name) > 0, f"polish.{name} is {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -193,11 +175,11 @@ class Reconstruction:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            _require(value >= 0, f"reconstruction.{item.name} is {value}; expected at least 0")
-        _require(self.batch >= 1, f"reconstruction.batch is {self.batch}; expected above 0")
+            require(value >= 0, f"reconstruction.{item.name} is {value}; expected at least 0")
+        require(self.batch >= 1, f"reconstruction.batch is {self.batch}; expected above 0")
         for name in ("drop", "free"):
             value = getattr(self, name)
-            _require(value < 1, f"reconstruction.{name} is {value}; expected a share below 1")
+            require(value < 1, f"reconstruction.{name} is {value}; expected a share below 1")
 
 
 @dataclass(frozen=True)
@@ -210,19 +192,19 @@ class ImportanceSettings:
     normalize: str = "mean"
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "importance")
-        _require(
-            self.method in ("gauss-newton", "hessian"),
+        check_numbers(self, "importance")
+        require(
+            self.method in IMPORTANCE_METHODS,
             f"unknown importance method '{self.method}'",
-            "gauss-newton or hessian",
+            " or ".join(IMPORTANCE_METHODS),
         )
-        _require(
+        require(
             self.normalize in ("mean", "max", "rank", "none"),
             f"unknown importance normalisation '{self.normalize}'",
             "mean, max, rank or none",
         )
-        _require(self.probes >= 2, f"importance probes is {self.probes}; expected at least 2")
-        _require(self.images >= 1, f"importance images is {self.images}; expected at least 1")
+        require(self.probes >= 2, f"importance probes is {self.probes}; expected at least 2")
+        require(self.images >= 1, f"importance images is {self.images}; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -239,28 +221,32 @@ class Recipe:
     importance: ImportanceSettings = field(default_factory=ImportanceSettings)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.name.isprintable() and 0 < len(self.name) <= 100,
             f"the recipe's name is {self.name[:100]!a}; expected 1 to 100 printable characters",
         )
         for key in ("sample_terms", "student_terms"):
             names = [term.loss for term in getattr(self, key)]
             twice = [name for name in names if names.count(name) > 1]
-            _require(not twice, f"{key} of recipe '{self.name}' hold {', '.join(twice[:1])} twice")
-        _require(bool(self.sample_terms), f"recipe '{self.name}' has no sample terms")
+            require(not twice, f"{key} of recipe '{self.name}' hold {', '.join(twice[:1])} twice")
         alone = self.schedule.warmup + self.polish.steps
-        _require(
+        require(
+            bool(self.sample_terms) or (alone == 0 and self.sampler.kind == "generator"),
+            f"recipe '{self.name}' has no sample terms",
+            "without any a generator stays untrained: schedule.warmup = 0 and polish.steps = 0",
+        )
+        require(
             alone == 0 or not all(t.needs_student for t in self.sample_terms),
             f"recipe '{self.name}' has a warm-up and no sample term that does without a student",
             "bn_statistics or input_statistics, or schedule.warmup = 0 and polish.steps = 0",
         )
         if self.sampler.kind == "images":
-            _require(
+            require(
                 self.schedule.warmup > 0 and self.polish.steps == 0,
                 f"recipe '{self.name}' optimises images, which takes a warm-up and no polish",
                 "schedule.warmup above 0 and polish.steps = 0",
             )
-        _require(
+        require(
             self.schedule.steps == 0 or bool(self.student_terms),
             f"recipe '{self.name}' has {self.schedule.steps} student steps and no student terms",
         )
@@ -282,23 +268,23 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """The inverse of `to_dict`; raises SettingError for an unknown key or a wrong type."""
-        _require(isinstance(values, dict), f"recipe is {values!r}; expected a table")
+        require(isinstance(values, dict), f"recipe is {values!r}; expected a table")
         for key in ("sample_terms", "student_terms"):
             term = values.get(key, [])
-            _require(
+            require(
                 isinstance(term, list | tuple),
                 f"recipe.{key} is {term!r}; expected a list of tables",
             )
         terms = {
-            key: tuple(_build(Term, term, f"recipe.{key}") for term in values.get(key, ()))
+            key: tuple(build(Term, term, f"recipe.{key}") for term in values.get(key, ()))
             for key in ("sample_terms", "student_terms")
         }
         parts = {
-            key: _build(kind, values.get(key, {}), f"recipe.{key}")
+            key: build(kind, values.get(key, {}), f"recipe.{key}")
             for key, kind in _PARTS.items()
             if key in values or key == "sampler"
         }
-        return _build(cls, {**values, **terms, **parts}, "recipe")
+        return build(cls, {**values, **terms, **parts}, "recipe")
 
 
 _PARTS = {
@@ -308,28 +294,3 @@ _PARTS = {
     "reconstruction": Reconstruction,
     "importance": ImportanceSettings,
 }
-
-
-def _build(kind: type, values: Any, where: str) -> Any:
-    """Make a dataclass of plain values, with errors that name the key."""
-    _require(isinstance(values, dict), f"{where} is {values!r}; expected a table")
-    known = {item.name: item for item in fields(kind)}
-    unknown = sorted(set(values) - set(known))
-    _require(not unknown, f"unknown key {where}.{unknown[0]}" if unknown else "", ", ".join(known))
-    checked = {
-        key: _coerce(value, known[key].type, f"{where}.{key}") for key, value in values.items()
-    }
-    try:
-        return kind(**checked)
-    except TypeError as error:
-        raise SettingError(f"{where}: {error}") from error
-
-
-def _coerce(value: Any, annotation: str, where: str) -> Any:
-    """Check a TOML value against a field's annotation; an integer is a valid float."""
-    expected = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(annotation)
-    if expected is None:
-        return tuple(value) if isinstance(value, list) else value
-    wrong = not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)
-    _require(not wrong, f"{where} is {value!r}; expected {annotation}")
-    return float(value) if annotation == "float" else value

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxquant.datafree import processes
 from fxquant.datafree.generator import Generator, sample_latent
 from fxquant.datafree.recipe import Polish, Sampler
 
@@ -40,9 +41,9 @@ class GeneratorSampler:
         )
 
     def draw(self, rng: torch.Generator | None = None) -> Tensor:
-        """A batch of fresh images, (batch, channels, height, width), with their gradient."""
+        """Fresh images, this process's part of (batch, channels, height, width), with gradient."""
         latent = sample_latent(self.batch, self.settings.latent, rng or self.rng, self.device)
-        return self.network(latent)
+        return self.network(processes.part(latent))
 
     def step(self, loss: Tensor, rate: float) -> None:
         """One optimiser step at `rate` times the learning rate."""
@@ -51,7 +52,7 @@ class GeneratorSampler:
     @torch.no_grad()
     def collect(self, count: int, rng: torch.Generator | None = None) -> Tensor:
         """At least `count` images cut to that number, drawn batch by batch."""
-        batches = [self.draw(rng) for _ in range(-(-count // self.batch))]
+        batches = [processes.gather(self.draw(rng)) for _ in range(-(-count // self.batch))]
         return torch.cat(batches)[:count]
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,10 +85,10 @@ class PixelSampler:
         self.optimizer: torch.optim.Adam | None = None
 
     def draw(self, rng: torch.Generator | None = None) -> Tensor:
-        """The batch that is being optimised, (batch, channels, height, width)."""
+        """This process's part of the batch that is being optimised, (batch, ...)."""
         if self.images is None:
             self._optimize(self.start())
-        return self.images
+        return processes.part(self.images)
 
     def _optimize(self, images: Tensor) -> None:
         self.images = images.detach().clone().requires_grad_(True)
@@ -145,6 +146,7 @@ def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None
     """One optimiser step on `loss` at learning rate `lr`."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    processes.average_gradients(p for group in optimizer.param_groups for p in group["params"])
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -169,25 +171,28 @@ class Replay:
             self.images = held[-self.capacity :]
             return
         places = (torch.arange(len(images)) + self.position) % self.capacity
-        self.images[places.to(images.device)] = images
+        self.images[places.to(images.device, non_blocking=True)] = images
         self.position = (self.position + len(images)) % self.capacity
 
     def draw(self, count: int) -> Tensor:
-        """`count` images drawn with replacement."""
+        """This process's part of `count` images drawn with replacement."""
         picked = torch.randint(len(self.images), (count,), generator=self.rng)
-        return self._augment(self.images[picked.to(self.images.device)])
+        # The host must not wait for what the device has to do before such a copy.
+        places = processes.part(picked).to(self.images.device, non_blocking=True)
+        return self._augment(self.images[places], count)
 
-    def _augment(self, images: Tensor) -> Tensor:
+    def _augment(self, images: Tensor, count: int) -> Tensor:
+        """Shift and mirror a part of a batch of `count`, by numbers drawn for all of it."""
         if not self.crop or images.dim() != 4:
             return images
         crop = min(self.crop, *(side - 1 for side in images.shape[2:]))
-        flips = torch.rand(len(images), generator=self.rng) < 0.5
-        flips = flips.to(images.device)[:, None, None, None]
+        flips = torch.rand(count, generator=self.rng) < 0.5
+        flips = processes.part(flips).to(images.device, non_blocking=True)[:, None, None, None]
         images = torch.where(flips, images.flip(-1), images)
         height, width = images.shape[-2:]
         padded = torch.nn.functional.pad(images, [crop] * 4, mode="reflect")
-        shifts = torch.randint(2 * crop + 1, (2, len(images)), generator=self.rng)
-        parts = zip(padded, *shifts.tolist(), strict=True)
+        shifts = processes.part(torch.randint(2 * crop + 1, (2, count), generator=self.rng).T)
+        parts = zip(padded, *shifts.T.tolist(), strict=True)
         return torch.stack([p[:, y : y + height, x : x + width] for p, y, x in parts])
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fxquant.datafree.engine import Engine
 
 
-class Watcher(Protocol):
-    """What an engine tells while it runs; every method may be left empty."""
+class Watcher:
+    """What an engine tells while it runs: override what is of interest.
+
+    What a method raises ends the run. None may change what it is given.
+    """
 
     def phase(self, name: str, total: int) -> None:
         """A phase of `total` steps begins."""
@@ -24,17 +27,24 @@ class Watcher(Protocol):
         """All phases are done; what is saved now spares whoever continues all of them."""
 
 
-class SilentWatcher:
-    """Says nothing."""
+class Watchers(Watcher):
+    """Several watchers, each told in turn."""
+
+    def __init__(self, *watchers: Watcher):
+        self.watchers = watchers
 
     def phase(self, name: str, total: int) -> None:
-        """Nothing."""
+        for watcher in self.watchers:
+            watcher.phase(name, total)
 
     def step(self, done: int, values: dict[str, float]) -> None:
-        """Nothing."""
+        for watcher in self.watchers:
+            watcher.step(done, values)
 
     def checkpoint(self, engine: Engine) -> None:
-        """Nothing."""
+        for watcher in self.watchers:
+            watcher.checkpoint(engine)
 
     def finish(self, engine: Engine) -> None:
-        """Nothing."""
+        for watcher in self.watchers:
+            watcher.finish(engine)

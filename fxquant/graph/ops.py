@@ -19,6 +19,9 @@ from fxquant.graph.kinds import FUNCTIONS, METHODS, MODULES, PICKS
 WEIGHTED = frozenset({"conv", "linear"})
 # They read numbers of one grid or more and give numbers of another.
 ARITHMETIC = frozenset({"add", "mul", "elementwise", "concat", "average", "activation"})
+DIVISIONS = frozenset(
+    {operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide"}
+)
 # They limit the range of what a kernel computes, which it does as it rounds.
 LIMITS = frozenset({"relu", "clip"})
 

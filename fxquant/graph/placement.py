@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from fxquant.graph.flow import readers, redundant_limits
 from fxquant.graph.ops import (
     ARITHMETIC,
+    DIVISIONS,
     LIMITS,
     first_input,
     has_number,
@@ -143,6 +144,8 @@ class _View:
             return None
         if self._is_limited_next(node) or self._meets_a_number_next(node):
             return None
+        if self._only_divides(node):
+            return None
         wanted = [self.widths[user] for user in self.readers[node] if user in self.widths]
         if node.op != "get_attr" and node in self.early:
             return self.config.input_bits if wanted else None
@@ -171,6 +174,18 @@ class _View:
             len(users) == 1
             and has_number(users[0])
             and kind(node) not in ("placeholder", "entry")
+            and not self._ends_convolution(node)
+        )
+
+    def _only_divides(self, node: Node) -> bool:
+        """Whether all that reads the value divides by it: where it is small, a grid has only 0."""
+        users = list(node.users)
+        divided = [n for n in users if n.target in DIVISIONS and n.args[1:2] == (node,)]
+        alone = all(n.args[0] is not node for n in divided)
+        return (
+            bool(users)
+            and len(divided) == len(users)
+            and alone
             and not self._ends_convolution(node)
         )
 

@@ -105,6 +105,8 @@ def _check_module(name: str, module: nn.Module, own_packages: tuple[str, ...]) -
             if tensor is not None and tensor._backward_hooks:
                 raise _OddError(f"'{key}' of {_named(name)} has hooks, which are run")
     for key, value in vars(module).items():
+        if not isinstance(key, str):
+            raise _OddError(f"{_named(name)} has an attribute called {first_few([ascii(key)])}")
         if key in _PARTS:
             continue
         if "_hooks" in key and value:
@@ -115,9 +117,9 @@ def _check_module(name: str, module: nn.Module, own_packages: tuple[str, ...]) -
             raise _OddError(f"{_named(name)} holds a module as '{key}' that is no child of it")
 
 
-def _overrides(kind: type, key: object) -> bool:
+def _overrides(kind: type, key: str) -> bool:
     """Whether an attribute of an instance stands in for code of its class."""
-    if not isinstance(key, str) or key.startswith("__") or key == "_compiled_call_impl":
+    if key.startswith("__") or key == "_compiled_call_impl":
         return True
     there = inspect.getattr_static(kind, key, None)
     return callable(there) or hasattr(there, "__get__")

@@ -32,7 +32,12 @@ class Closeness:
 
 
 def sqnr_db(signal: float, noise: float) -> float:
-    """10 log10(signal / noise) of two energies; at most 200 dB, which also stands for no noise."""
+    """10 log10(signal / noise) of two energies; at most 200 dB, which also stands for no noise.
+
+    Numbers that are not finite are as far off as can be: -200 dB.
+    """
+    if not math.isfinite(noise):
+        return -MOST_DB
     if noise <= 0:
         return MOST_DB
     return min(MOST_DB, 10 * math.log10(max(signal, 1e-300) / noise))
