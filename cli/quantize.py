@@ -23,7 +23,7 @@ from fxquant.cli.options import (
 @click.command(short_help="Quantize a trained network without data.")
 @click.argument("model")
 @takes(*WIDTHS, *MIXED, *NETWORK)
-@click.option("--recipe", help="Method: ddaq or zeroq.  [default: ddaq]")
+@click.option("--recipe", help="Method: ddaq, zeroq or psaq.  [default: ddaq]")
 @click.option("--preset", help="fast, default, best or paper.  [default: default]")
 @click.option("--no-finetune", is_flag=True, help="Only calibrate; leave the weights untrained.")
 @takes(*ABLATION)

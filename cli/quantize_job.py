@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fxquant.cli.together import follow, release_others, start_others
 from fxquant.datafree import processes
 from fxquant.datafree.ablation import ablate
 from fxquant.datafree.checks import check_recipe
-from fxquant.datafree.recipes import find_recipe
+from fxquant.datafree.recipes import find_recipe, fit_recipe, nothing_to_match
 from fxquant.datafree.watcher import Watcher, Watchers
 from fxquant.exporters.artifacts import export
 from fxquant.exporters.detections import retinanet_of
@@ -61,6 +62,10 @@ def _job(
     prepared = prepare(loaded.module, settings.applied_config, settings.input_shape)
     if options["nms"]:
         retinanet_of(prepared.student)
+    settings = replace(settings, recipe=fit_recipe(settings.recipe, prepared.teacher))
+    note = nothing_to_match(settings.recipe, prepared.teacher)
+    if note:
+        status(note)
     check_recipe(settings.recipe, prepared.teacher, settings.input_shape)
     width_chooser(prepared, settings)  # refuses what can't be met before a folder is made
     with processes.joined(settings.device):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fxquant.datafree.engine import Engine
 from fxquant.datafree.importance import Importance, measure_importance
 from fxquant.datafree.recipe import IMPORTANCE_METHODS, Recipe
-from fxquant.datafree.recipes import find_recipe
+from fxquant.datafree.recipes import find_recipe, fit_recipe
 from fxquant.datafree.watcher import Watcher
 from fxquant.errors import SettingError
 from fxquant.graph.prepare import Prepared, prepare
@@ -61,7 +61,7 @@ def matched_images(
     prepared: Prepared, settings: Settings, count: int, watcher: Watcher | None = None
 ) -> Tensor:
     """At most `count` images whose statistics are those of the teacher's batch norms."""
-    recipe = settings.recipe
+    recipe = fit_recipe(settings.recipe, prepared.teacher)
     own = tuple(term for term in recipe.sample_terms if not term.needs_student)
     schedule = replace(recipe.schedule, steps=0)
     engine = Engine(

@@ -13,7 +13,7 @@ from fxquant.datafree.checks import require_sound
 from fxquant.datafree.engine import Engine
 from fxquant.datafree.importance import Importance
 from fxquant.datafree.recipe import Recipe
-from fxquant.datafree.recipes import find_recipe
+from fxquant.datafree.recipes import find_recipe, fit_recipe, nothing_to_match
 from fxquant.datafree.watcher import Watcher
 from fxquant.errors import OutputError, SettingError
 from fxquant.graph.detectors import DetectorNetwork
@@ -101,7 +101,7 @@ def train(
     engine = Engine(
         prepared.teacher,
         prepared.student,
-        settings.recipe,
+        fit_recipe(settings.recipe, prepared.teacher),
         settings.input_shape,
         seed=settings.seed,
         device=settings.device,
@@ -145,6 +145,11 @@ def run(
 ) -> Result:
     """Train a prepared model and bring the outcome to the CPU, ready for export."""
     start = time.perf_counter()
+    settings = replace(settings, recipe=fit_recipe(settings.recipe, prepared.teacher))
+    note = nothing_to_match(settings.recipe, prepared.teacher)
+    if note and note not in prepared.notes:
+        logger.info(note)
+        prepared = replace(prepared, notes=(*prepared.notes, note))
     engine = train(prepared, settings, watcher, state)
     student = engine.student.cpu().requires_grad_(False)
     require_sound(student)

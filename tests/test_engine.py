@@ -225,7 +225,7 @@ def test_a_model_without_batch_norm_has_nothing_to_match(name):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 10))
     with pytest.raises(SettingError, match="there is nothing to match") as caught:
         make(RECIPES[name], prepare(model, QConfig(), SHAPE))
-    assert "calibrate" in caught.value.hint
+    assert "fit_recipe" in caught.value.hint
 
 
 class OddInput(nn.Module):

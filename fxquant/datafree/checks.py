@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from fxquant.datafree.objective import flatten
 from fxquant.datafree.recipe import HELD_BACK, Recipe
 from fxquant.errors import DivergenceError, ModelLoadError, SettingError
-from fxquant.graph.insert_taps import BN_TAPS, count_taps, record, tap_names
+from fxquant.graph.insert_taps import (
+    ATTENTION_TAPS,
+    BN_TAPS,
+    FEATURE_TAPS,
+    count_taps,
+    record,
+    tap_names,
+)
 from fxquant.inputs import require_one_input
 from fxquant.memory import memory_bytes
 from fxquant.quantizer import Quantizer
@@ -37,6 +44,13 @@ def check_recipe(recipe: Recipe, teacher: nn.Module, image_shape: tuple[int, ...
         raise SettingError(
             f"recipe '{recipe.name}' matches batch norm statistics, and the model has no batch "
             "norm with running statistics: there is nothing to match",
+            "take fxquant.datafree.recipes.fit_recipe(recipe, teacher), as fxquant.train does",
+        )
+    compares = any(term.loss == "patch_similarity" for term in recipe.sample_terms)
+    if compares and not _has_patches(teacher, image_shape):
+        raise SettingError(
+            f"recipe '{recipe.name}' compares patches of images, and the model shows none: it has "
+            "no batch norm, no attention and no features with positions",
             "calibrate on images of your own through the library: fxquant.prepare, then "
             "fxquant.calibrate(prepared.student, images), then fxquant.export_onnx",
         )
@@ -44,6 +58,17 @@ def check_recipe(recipe: Recipe, teacher: nn.Module, image_shape: tuple[int, ...
     _check_numbers(teacher)
     _check_statistics(teacher)
     _check_values(teacher, image_shape)
+
+
+@torch.no_grad()
+def _has_patches(teacher: nn.Module, image_shape: tuple[int, ...]) -> bool:
+    """Whether there is attention, or a feature tap's value has more than one position."""
+    if count_taps(teacher, ATTENTION_TAPS):
+        return True
+    device = next(teacher.parameters()).device
+    with record(teacher, FEATURE_TAPS) as features:
+        teacher(torch.zeros(2, *image_shape, device=device))
+    return any(x.dim() > 2 and x[0].numel() > x.shape[1] for x in features.values())
 
 
 def _check_memory(recipe: Recipe, image_shape: tuple[int, ...]) -> None:

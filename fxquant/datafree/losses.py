@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EPS = 1e-6
+# Similarities are between so many patches of an image at most; their density is taken at so many
+# points from -1 to 1, as a sum of normal curves of this deviation, the distance of the points.
+MOST_PATCHES, DENSITY_POINTS, BANDWIDTH = 36, 41, 0.05
 
 # Averages a value over the parts of a batch; None where all of it is here.
 Average = Callable[[Tensor], Tensor]
@@ -181,3 +184,52 @@ def weigh_layers(losses: Sequence[Tensor], importance: Tensor | None) -> Tensor:
     """L X2 = sum_i (1 + h_i) L_i (Li et al., 2022, eq. 14 and 15); sum_i L_i without h."""
     stacked = torch.stack(list(losses))
     return stacked.sum() if importance is None else (stacked * (1 + importance)).sum()
+
+
+def patch_entropy(patches: Tensor) -> Tensor:
+    """Entropy of the similarities between an image's patches, mean over images, in nats.
+
+    `patches` is (images, patches, features). To a network the patches of noise are all alike, those
+    of pictures are not: their cosine similarities have a density f, of entropy -int f log f (Li et
+    al., Patch Similarity Aware Data-Free Quantization for Vision Transformers, 2022, eq. 5 to 7),
+    here that of a histogram with soft edges.
+    """
+    patches = F.normalize(patches.float(), dim=-1)
+    similarity = patches @ patches.transpose(1, 2)
+    first, second = torch.triu_indices(*similarity.shape[1:], 1, device=patches.device)
+    places = torch.linspace(-1, 1, DENSITY_POINTS, device=patches.device)
+    distances = (similarity[:, first, second, None] - places) / BANDWIDTH
+    density = torch.exp(-0.5 * distances.square()).mean(1)
+    density = density / density.sum(1, keepdim=True).clamp(min=EPS)
+    return -(density * (density + EPS).log()).sum(1).mean()
+
+
+def attention_patches(x: Tensor, images: int) -> Tensor:
+    """What attention gives, as patches of each image: (images, patches, channels).
+
+    `x` is (images * windows, heads, tokens, channels), over whose heads the mean is taken, or
+    (images * heads, tokens, channels). At most MOST_PATCHES are kept, evenly spread.
+    """
+    x = x.mean(1) if x.dim() == 4 else x
+    x = x.reshape(images, -1, x.shape[-1])
+    return x[:, :: -(-x.shape[1] // MOST_PATCHES)]
+
+
+def feature_patches(x: Tensor) -> Tensor:
+    """Features (images, channels, height, width) or (images, tokens, channels) as patches."""
+    if x.dim() == 3:
+        return x[:, :: -(-x.shape[1] // MOST_PATCHES)]
+    sides = [min(round(MOST_PATCHES**0.5), side) for side in x.shape[2:4]]
+    return F.adaptive_avg_pool2d(x.flatten(3).mean(3) if x.dim() > 4 else x, sides).flatten(2).mT
+
+
+def class_spread(logits: Tensor) -> Tensor:
+    """mean_b H(p_b) - H(mean_b p_b) in nats, of p = softmax(logits), (batch, classes).
+
+    Least where the teacher is sure of each image and sees all classes equally often; minus the
+    mutual information between image and class.
+    """
+    log_p = F.log_softmax(logits.float(), 1)
+    each = -(log_p.exp() * log_p).sum(1).mean()
+    mean = log_p.exp().mean(0)
+    return each + (mean * (mean + EPS).log()).sum()

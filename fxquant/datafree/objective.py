@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxquant.datafree import losses, processes
 from fxquant.datafree.importance import Importance, nearest_layers
 from fxquant.datafree.recipe import Term
-from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, record, tap_names
+from fxquant.graph.insert_taps import ATTENTION_TAPS, BN_TAPS, FEATURE_TAPS, record, tap_names
 from fxquant.inputs import flatten
 
 
@@ -26,6 +26,7 @@ class View:
     teacher_outputs: tuple[Tensor, ...]
     student_features: dict[str, Tensor]
     student_outputs: tuple[Tensor, ...]
+    attended: tuple[Tensor, ...] = ()
 
 
 class Objective:
@@ -55,6 +56,7 @@ class Objective:
             torch.set_grad_enabled(teacher_grad),
             record(self.teacher, BN_TAPS) as bn_inputs,
             record(self.teacher, FEATURE_TAPS) as teacher_features,
+            record(self.teacher, ATTENTION_TAPS) as attended,
         ):
             teacher_outputs = flatten(self.teacher(images))
         student_outputs: tuple[Tensor, ...] = ()
@@ -69,6 +71,7 @@ class Objective:
             teacher_outputs,
             self._in_order(FEATURE_TAPS, student_features),
             student_outputs,
+            tuple(attended.values()),
         )
 
     def _in_order(self, group: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,6 +131,23 @@ def _input_statistics(objective: Objective, term: Term, view: View) -> Tensor:
     )
 
 
+def _patch_similarity(objective: Objective, term: Term, view: View) -> Tensor:
+    """Minus the entropy of similarities, mean over attentions; over features where are none."""
+    count = len(view.images)
+    patches = [losses.attention_patches(x, count) for x in view.attended]
+    features = [x for x in view.teacher_features.values() if x.dim() > 2]
+    patches = patches or [losses.feature_patches(x) for x in features]
+    found = [losses.patch_entropy(x) for x in patches]
+    return -processes.average_loss(torch.stack(found).mean())
+
+
+def _classes(objective: Objective, term: Term, view: View) -> Tensor:
+    """Of logits (n, classes), mean over such outputs; 0 where there are none."""
+    logits = [output for output in view.teacher_outputs if output.dim() == 2]
+    found = [losses.class_spread(output) for output in logits if output.shape[1] > 1]
+    return processes.average_loss(torch.stack(found).mean()) if found else view.images.sum() * 0
+
+
 def _features(objective: Objective, term: Term, view: View) -> Tensor:
     distance = losses.relative_l1 if term.distance == "l1" else losses.relative_mse
     distance = partial(distance, across=_across())
@@ -156,6 +176,8 @@ def _across() -> losses.Average | None:
 LOSSES: dict[str, Callable[[Objective, Term, View], Tensor]] = {
     "bn_statistics": _bn_statistics,
     "input_statistics": _input_statistics,
+    "patch_similarity": _patch_similarity,
+    "classes": _classes,
     "features": _features,
     "output": _output,
 }

@@ -8,7 +8,10 @@ from typing import Any
 from fxquant.datafree.plain import build, check_numbers, require
 from fxquant.ranges import ESTIMATORS
 
-TERMS = ("bn_statistics", "input_statistics", "features", "output")
+TERMS = (
+    *("bn_statistics", "input_statistics", "patch_similarity", "classes"),
+    *("features", "output"),
+)
 WEIGHTINGS = ("none", "layer", "sample")
 IMPORTANCE_METHODS = ("gauss-newton", "hessian")
 
@@ -21,10 +24,12 @@ class Term:
     """One weighted loss.
 
     `loss`: `bn_statistics` (distance to the teacher's batch norm statistics), `input_statistics`
-    (distance of the images from mean 0 and deviation 1), `features` (distance of teacher and
-    student at the feature taps), `output` (divergence of their outputs). A negative `weight`
-    seeks what the loss measures. `weighting` brings in layer importance h: `layer` is X2, a
-    factor 1 + h_i for layer i; `sample` is X1, the same for sample i alone; `none` is neither.
+    (distance of the images from mean 0 and deviation 1), `patch_similarity` (how alike the patches
+    of an image are to each other, where the network has no batch norms), `classes` (how undecided
+    the teacher is on each image, and how few classes it sees in all), `features` (distance of
+    teacher and student at the feature taps), `output` (divergence of their outputs). A negative
+    `weight` seeks what the loss measures. `weighting` brings in layer importance h: `layer` is X2,
+    a factor 1 + h_i for layer i; `sample` is X1, the same for sample i alone; `none` is neither.
     `per_sample` takes statistics of each image instead of the batch. `distance` is l1 or mse.
     """
 

@@ -1,8 +1,10 @@
-"""The methods, as values: DDAQ and ZeroQ, and the presets that scale them to time."""
+"""The methods, as values: DDAQ, ZeroQ, PSAQ, and the presets that scale them to time."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+
+from torch import nn
 
 from fxquant.datafree.recipe import (
     ImportanceSettings,
@@ -14,6 +16,7 @@ from fxquant.datafree.recipe import (
     Term,
 )
 from fxquant.errors import SettingError
+from fxquant.graph.insert_taps import ATTENTION_TAPS, BN_TAPS, count_taps
 
 # Li et al., 2022, Algorithm 1: one generator step, then one student step on a fresh draw;
 # L_G = 0.5 L_bn - 0.5 L_adv (eq. 16), L_Q = L_adv (eq. 17).
@@ -47,6 +50,17 @@ _ZEROQ = Recipe(
     schedule=Schedule(
         warmup=500, adversarial=0, steps=0, round_weights=False, correct_biases=False
     ),
+)
+
+# Li et al., 2022 (PSAQ-ViT), for networks without batch norms: images whose patches differ. Classes
+# are not drawn at random but spread over the batch, and the input's statistics stand for their
+# smoothness term.
+PATCH_TERMS = (Term("patch_similarity"), Term("classes"), Term("input_statistics"))
+_PSAQ = replace(
+    _ZEROQ,
+    name="psaq",
+    sampler=Sampler("images", lr=0.2, betas=(0.5, 0.9), batches=1),
+    sample_terms=PATCH_TERMS,
 )
 
 # What helps most for its time, beside the paper: pixels of the generator's images are optimised
@@ -95,6 +109,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "default": replace(_ZEROQ, sampler=replace(_ZEROQ.sampler, batches=2)),
         "fast": replace(_ZEROQ, schedule=replace(_ZEROQ.schedule, warmup=200)),
     },
+    "psaq": {
+        "paper": _PSAQ,
+        "default": replace(_PSAQ, sampler=replace(_PSAQ.sampler, batches=2)),
+        "fast": replace(_PSAQ, schedule=replace(_PSAQ.schedule, warmup=200)),
+    },
 }
 
 
@@ -105,3 +124,30 @@ def find_recipe(name: str, preset: str) -> Recipe:
     if preset not in RECIPES[name]:
         raise SettingError(f"unknown preset '{preset}'", f"one of {', '.join(RECIPES[name])}")
     return RECIPES[name][preset]
+
+
+def fit_recipe(recipe: Recipe, teacher: nn.Module) -> Recipe:
+    """The recipe as it is for this teacher: without batch norms, on patches in their place.
+
+    What would match the statistics of batch norms has nothing to match where there are none with
+    running statistics; images are then made for the variety of their patches.
+    """
+    matched = next((term for term in recipe.sample_terms if term.loss == "bn_statistics"), None)
+    if matched is None or count_taps(teacher, BN_TAPS):
+        return recipe
+    others = [term for term in recipe.sample_terms if term is not matched]
+    there = {term.loss for term in others}
+    terms = [replace(t, weight=matched.weight) for t in PATCH_TERMS if t.loss not in there]
+    return replace(recipe, name=f"{recipe.name} on patches", sample_terms=(*terms, *others))
+
+
+def nothing_to_match(recipe: Recipe, teacher: nn.Module) -> str | None:
+    """What to say of a recipe that `fit_recipe` changed for this teacher; None of any other."""
+    losses = {term.loss for term in recipe.sample_terms}
+    if "patch_similarity" not in losses or count_taps(teacher, BN_TAPS):
+        return None
+    how = "attention's outputs" if count_taps(teacher, ATTENTION_TAPS) else "its features"
+    return (
+        "the first discriminator has nothing to match: the network has no batch norm with running "
+        f"statistics; images are made for the variety of their patches in {how} instead"
+    )

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.ops import KIND, kind, module_of, tensor_inputs
+from fxquant.graph.ops import KIND, is_softmax, kind, module_of, tensor_inputs
 from fxquant.graph.regions import all_nodes, qualify, regions, value_name
 
 BN_TAPS = "bn_taps"
 FEATURE_TAPS = "feature_taps"
+ATTENTION_TAPS = "attention_taps"
 OUTPUT = "output"
 
 
@@ -85,15 +86,36 @@ def insert_feature_taps(gm: GraphModule, names: list[str]) -> int:
     # A value's own quantizer comes after it: the last node with its name is what others read.
     by_name = {value_name(node): node for node in gm.graph.nodes}
     for name in [name for name in names if name in by_name]:
-        node = by_name[name]
-        users = list(node.users)
-        if any(is_tap(user, FEATURE_TAPS) for user in users):
-            continue
-        tap = _insert(gm, FEATURE_TAPS, name, node, f"feature{count}")
-        for user in users:
-            user.replace_input_with(node, tap)
-        count += 1
+        count += _tap_value(gm, FEATURE_TAPS, name, by_name[name], f"feature{count}")
     return count
+
+
+def insert_attention_taps(gm: GraphModule) -> int:
+    """Tap what each attention gives: the product of a softmax with the values that it weighs."""
+    count = 0
+    for node in [node for node in gm.graph.nodes if _is_attention(node)]:
+        count += _tap_value(gm, ATTENTION_TAPS, value_name(node), node, f"attention{count}")
+    return count
+
+
+def _is_attention(node: Node) -> bool:
+    if kind(node) != "matmul" or len(node.meta.get("shape", ())) < 3:
+        return False
+    weights = node.args[0] if node.args else None
+    while isinstance(weights, Node) and kind(weights) == "move" and weights.args:
+        weights = weights.args[0]
+    return isinstance(weights, Node) and is_softmax(weights)
+
+
+def _tap_value(gm: GraphModule, group: str, name: str, node: Node, key: str) -> int:
+    """Let all that reads a value read it behind a tap; 0 where there is one already."""
+    users = list(node.users)
+    if any(is_tap(user, group) for user in users):
+        return 0
+    tap = _insert(gm, group, name, node, key)
+    for user in users:
+        user.replace_input_with(node, tap)
+    return 1
 
 
 def is_tap(node: Node, group: str) -> bool:

@@ -143,6 +143,13 @@ def first_input(node: Node) -> Node | None:
     return value if isinstance(value, Node) else None
 
 
+def is_softmax(node: Node) -> bool:
+    """Whether a node computes a softmax, as a module, function or method."""
+    if node.op == "call_module":
+        return isinstance(module_of(node), nn.Softmax)
+    return node.target in (F.softmax, torch.softmax, "softmax")
+
+
 def is_transposed(layer: Node) -> bool:
     """Whether a convolution is a transposed one, as a module or as a function."""
     return isinstance(module_of(layer), _TRANSPOSED) or layer.target in _TRANSPOSED_FUNCTIONS

@@ -17,7 +17,14 @@ from fxquant.graph.fold_batchnorm import fold_batchnorm
 from fxquant.graph.forms.passes import one_form, plain_copy
 from fxquant.graph.forms.rules import Rules, check_rules, rule_leaves
 from fxquant.graph.insert_quantizers import first_and_last_layer, insert_quantizers
-from fxquant.graph.insert_taps import choose_features, insert_bn_taps, insert_feature_taps
+from fxquant.graph.insert_taps import (
+    BN_TAPS,
+    choose_features,
+    count_taps,
+    insert_attention_taps,
+    insert_bn_taps,
+    insert_feature_taps,
+)
 from fxquant.graph.passes import Pass, run_passes
 from fxquant.graph.trace import LeftOut, trace
 from fxquant.spec import QConfig
@@ -27,7 +34,8 @@ from fxquant.spec import QConfig
 class Prepared:
     """A model made ready for data-free quantization.
 
-    `teacher` computes what the model does, with taps at batch norm inputs and features;
+    `teacher` computes what the model does, with taps at batch norm inputs and features, and where
+    there are no batch norms at attention's outputs;
     `student` is the same network with folded batch norms, fake-quant nodes that are not
     calibrated yet, and the same feature taps. `rewrites` counts what each pass changed.
     `left_out` is what tracing could not look into, `notes` what it took for granted, each a
@@ -73,6 +81,8 @@ def prepare(
     features, ends = choose_features(teacher), first_and_last_layer(teacher)
     tap_features = ("insert_feature_taps", partial(insert_feature_taps, names=features))
     run_passes(teacher, [("insert_bn_taps", insert_bn_taps), tap_features])
+    if not count_taps(teacher, BN_TAPS):
+        run_passes(teacher, [("insert_attention_taps", insert_attention_taps)])
     rewrites = run_passes(
         student,
         [

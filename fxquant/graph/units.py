@@ -95,8 +95,8 @@ def _is_value(node: Node) -> bool:
 
 
 def _is_weight(node: Node) -> bool:
-    module = module_of(node)
-    return isinstance(module, Quantizer) and module.spec.channel_axis is not None
+    quantizes = isinstance(module_of(node), Quantizer)
+    return quantizes and isinstance(node.args[0], Node) and node.args[0].op == "get_attr"
 
 
 def _holds(nodes: Iterable[Node], layers: set[Node]) -> bool:

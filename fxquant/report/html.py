@@ -36,6 +36,9 @@ LOSSES = {
     "bn_statistics": "distance of the activations' mean and deviation from those in the original's "
     "batch norms",
     "input_statistics": "distance of the images from mean 0 and deviation 1",
+    "patch_similarity": "entropy of how alike an image's patches are to the original, taken "
+    "negative",
+    "classes": "original's doubt about each image, and its preference of some classes",
     "features": "distance between original and student at the feature taps",
     "output": "divergence of the student's output from the original's",
 }
