@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from fxquant import __version__
+from fxquant.datafree.recipes import nothing_to_match
 from fxquant.graph.regions import value_name
 from fxquant.pipeline import Result
-from fxquant.report.closeness import measure_closeness
+from fxquant.report.closeness import Closeness, measure_closeness
 from fxquant.report.layers import Layer, describe, list_layers
 from fxquant.report.trust import judge
 
@@ -44,7 +45,7 @@ def build_report(result: Result) -> dict[str, Any]:
             "agreement": closeness.agreement,
             "divergence": closeness.divergence,
             "output_sqnr_db": closeness.output_sqnr,
-            "trust": None if closeness.agreement is None else _trust(closeness.output_sqnr),
+            "trust": _trust(result, closeness),
             "kept": result.kept,
         },
         "importance": _importance(result),
@@ -63,9 +64,11 @@ def _add_measured(layers: list[Layer], result: Result, sqnr: dict[str, float]) -
         layer.row["sqnr_db"] = sqnr.get(value)
 
 
-def _trust(output_sqnr_db: float) -> dict[str, str]:
-    """How far to trust a classifier; of other outputs nothing is known."""
-    return asdict(judge(output_sqnr_db))
+def _trust(result: Result, closeness: Closeness) -> dict[str, str] | None:
+    """How far to trust a classifier; nothing is known of other outputs, nor of other images."""
+    on_patches = nothing_to_match(result.settings.recipe, result.teacher) is not None
+    known = closeness.agreement is not None and not on_patches
+    return asdict(judge(closeness.output_sqnr)) if known else None
 
 
 def _importance(result: Result) -> dict[str, Any] | None:
