@@ -1,6 +1,6 @@
 """Train the networks of digits_nets.py on scikit-learn's digits; keep weights and test digits.
 
-usage: digits_train.py [FOLDER]
+usage: digits_train.py [FOLDER] [NETWORK ...]
 
 FOLDER (runs/digits) gets a state dict for each network, NAME.pt, and digits_test.npz: a quarter
 of the digits, drawn to 16x16, moved, turned and covered with noise so that they are no longer
@@ -58,12 +58,22 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def train(net: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
-    """SGD with a one-cycle learning rate; each epoch sees the digits disturbed in another way."""
+    """A one-cycle learning rate; each epoch sees the digits disturbed in another way.
+
+    SGD, and AdamW for twice as long where there are no batch norms.
+    """
     net.train()
-    steps = EPOCHS * (len(images) // BATCH)
-    optimizer = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
-    for _ in range(EPOCHS):
+    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    epochs, rate = (EPOCHS, 0.1) if has_norms else (2 * EPOCHS, 3e-3)
+    if has_norms:
+        optimizer = torch.optim.SGD(
+            net.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+    else:
+        optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
+    steps = epochs * (len(images) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
+    for _ in range(epochs):
         seen = normalize(disturb(images, generator))
         order = torch.randperm(len(images), generator=generator)
         for batch in order.split(BATCH)[: len(images) // BATCH]:
@@ -86,9 +96,9 @@ def main() -> None:
     labels = test_labels.repeat(repeats)
     stored = {"images": pixels.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}
     np.savez_compressed(folder / "digits_test.npz", **stored)
-    for name, build in NETWORKS.items():
+    for name in sys.argv[2:] or NETWORKS:
         torch.manual_seed(0)
-        net = build()
+        net = NETWORKS[name]()
         train(net, train_images, train_labels, torch.Generator().manual_seed(0))
         torch.save(net.state_dict(), folder / f"{name}.pt")
         with torch.no_grad():

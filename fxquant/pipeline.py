@@ -168,7 +168,7 @@ def run(
         engine.importance,
         engine.history.curves,
         engine.seconds,
-        engine.kept,
+        engine.choice.kept,
         engine.widths,
     )
 

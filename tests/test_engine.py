@@ -47,7 +47,7 @@ def test_the_teacher_stays_and_the_student_is_calibrated(name):
     biases = {key for key in student if key.endswith(".bias")}
     schedule = RECIPES[name].schedule
     for keys, adjusted in ((weights, schedule.round_weights), (biases, schedule.correct_biases)):
-        trained = engine.kept == "fine-tuned"
+        trained = engine.choice.kept == "fine-tuned"
         assert keys <= changed if trained or adjusted else not keys & changed
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from fxquant.calibration import adjust_layers, calibrate
 from fxquant.datafree import processes
 from fxquant.datafree.checks import check_recipe, find_unsound
+from fxquant.datafree.choice import Choice
 from fxquant.datafree.divergence import require_convergence
 from fxquant.datafree.history import History
 from fxquant.datafree.importance import Importance, measure_importance
-from fxquant.datafree.objective import Objective, output_error
+from fxquant.datafree.objective import Objective
 from fxquant.datafree.optimizer import set_learning_rates, student_optimizer
 from fxquant.datafree.phases import Phase
 from fxquant.datafree.recipe import HELD_BACK, Recipe, Term
@@ -41,8 +42,6 @@ from fxquant.ranges import ESTIMATORS
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 20
-# Share of the calibrated student's error on images held back that the fine-tuned may have left.
-WORTH_TUNING = 0.9
 
 
 class Engine:
@@ -98,8 +97,7 @@ class Engine:
         self.importance: Importance | None = None
         self.choose, self.widths = choose, None
         self.held_back: Tensor | None = None
-        self.calibrated: dict[str, Any] | None = None
-        self.kept = "fine-tuned" if schedule.steps else "calibrated"
+        self.choice = Choice(self.teacher, self.student, schedule)
         self.seconds: dict[str, float] = {}
         self.phase_index, self.step = 0, 0
 
@@ -108,6 +106,9 @@ class Engine:
         phases = [phase for phase in self.phases() if only in (None, phase.name)]
         while self.phase_index < len(phases):
             phase = phases[self.phase_index]
+            if phase.trains and not self.choice.trains:
+                self.phase_index += 1
+                continue
             self.watcher.phase(phase.name, phase.total)
             start = time.perf_counter()
             while self.step < phase.total:
@@ -155,9 +156,9 @@ class Engine:
             Phase("calibration", 1, self._calibrate),
             Phase("adversarial", adversarial, self._adversarial),
             Phase("recalibration", int(adversarial > 0), self._calibrate),
-            Phase("reconstruction", self.reconstructor.total, self._reconstruct),
-            Phase("fine-tuning", schedule.steps, self._fine_tune),
-            Phase("choice", int(fine_tunes and schedule.keep_closer), self._keep_the_closer),
+            Phase("reconstruction", self.reconstructor.total, self._reconstruct, trains=True),
+            Phase("fine-tuning", schedule.steps, self._fine_tune, trains=True),
+            Phase("choice", int(fine_tunes and schedule.keep_closer), self._choose, trains=True),
         ]
         return [phase for phase in phases if phase.total]
 
@@ -216,6 +217,7 @@ class Engine:
         self.reconstructor.begin(images)
         if self.replay is not None:
             self.replay.add(images[: schedule.replay])
+        self.choice.after_calibration(self.held_back)
 
     def _kept_images(self, count: int) -> Tensor:
         """Images to calibrate and train on; others are held back.
@@ -241,7 +243,7 @@ class Engine:
         """Algorithm 1 of the paper: a sampler step where one is due, then a student step."""
         schedule = self.recipe.schedule
         if step == 0:
-            self.calibrated = copy.deepcopy(self.student.state_dict())
+            self.choice.before_tuning()
             set_learning_rates(self.optimizer, self.student, schedule)
         rate = cosine(step, schedule.steps)
         if self.recipe.sample_terms and step % schedule.sampler_every == 0:
@@ -253,24 +255,8 @@ class Engine:
         drawn = drawn.contiguous(memory_format=torch.channels_last)
         self.steps.student("fine-tuning", self.optimizer, self.recipe.student_terms, drawn, rate)
 
-    def _keep_the_closer(self, step: int) -> None:
-        """The fine-tuned student if it is closer on images held back, by WORTH_TUNING at least.
-
-        Where calibration leaves next to nothing to gain, at 8 bits say, training on generated
-        images only draws the student towards them; and those held back are generated as well.
-        """
-        tuned = copy.deepcopy(self.student.state_dict())
-        errors = {"fine-tuned": self._error()}
-        self.student.load_state_dict(self.calibrated)
-        errors["calibrated"] = self._error()
-        if errors["fine-tuned"] <= WORTH_TUNING * errors["calibrated"]:
-            self.student.load_state_dict(tuned)
-        else:
-            self.kept = "calibrated"
-        logger.info("error on images held back: %s; the %s student is kept", errors, self.kept)
-
-    def _error(self) -> float:
-        return output_error(self.teacher, self.student, self.held_back, self.recipe.schedule.batch)
+    def _choose(self, step: int) -> None:
+        self.choice.keep_the_closer(self.held_back)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to continue exactly here; raises DivergenceError."""
@@ -289,8 +275,7 @@ class Engine:
             "widths": self.widths and self.widths.to_dict(),
             "held_back": self.held_back,
             "reconstructor": self.reconstructor.state_dict(),
-            "calibrated": self.calibrated,
-            "kept": self.kept,
+            "choice": self.choice.state_dict(),
             "seconds": self.seconds,
         }
 
@@ -310,7 +295,7 @@ class Engine:
             self.replay.load_state_dict(state["replay"])
         self.history.load_state_dict(state["history"])
         self.reconstructor.load_state_dict(state["reconstructor"], self.step)
-        self.calibrated, self.kept = state["calibrated"], state["kept"]
+        self.choice.load_state_dict(state["choice"])
         if state["importance"]:
             self.importance = Importance(**state["importance"])
             self.objective.set_importance(self.importance, self.recipe.importance.normalize)

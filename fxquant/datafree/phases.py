@@ -11,11 +11,15 @@ from fxquant.memory import is_out_of_memory
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of the run: `run(step)` is called `total` times."""
+    """One stretch of the run: `run(step)` is called `total` times.
+
+    `trains`: it trains a calibrated student, and is left out where that is close enough.
+    """
 
     name: str
     total: int
     run: Callable[[int], None]
+    trains: bool = False
 
     def run_step(self, step: int, batch: int, device: object) -> None:
         """One step of the phase; raises ResourceError where it needs more memory than there is.

@@ -104,8 +104,9 @@ class Schedule:
     `analytic_biases` corrects biases before, by what batch norms tell alone
     (`fxquant.graph.correct_biases`).
     `student_lr` is in steps of each layer's own grid, `scale_lr` that of the scales' logarithms;
-    both follow half a cosine to 0. `keep_closer` goes back to the calibrated student where
-    fine-tuning brought it no closer on images held back.
+    both follow half a cosine to 0. `train_below` leaves a student as it was calibrated where its
+    outputs have at least so much SQNR, in dB, on images held back; 0 trains it in any case.
+    `keep_closer` goes back to the calibrated student where fine-tuning brought it no closer there.
     """
 
     batch: int = 64
@@ -122,6 +123,7 @@ class Schedule:
     round_weights: bool = True
     correct_biases: bool = True
     analytic_biases: bool = False
+    train_below: float = 0.0
     keep_closer: bool = True
 
     def __post_init__(self) -> None:
