@@ -29,6 +29,7 @@ def shrunk(name: str, preset: str) -> Recipe:
         sampler_every=min(recipe.schedule.sampler_every, 2),
         replay=min(recipe.schedule.replay, 10),
         calibration_images=12,
+        train_below=0.0,
     )
     return replace(
         recipe,

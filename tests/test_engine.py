@@ -321,3 +321,16 @@ def test_the_host_does_not_wait_for_a_gpu(name, monkeypatch):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert watcher.steps == 9
+
+
+@pytest.mark.parametrize(("wanted", "trains"), [(0.0, True), (1.0, False), (200.0, True)])
+def test_a_student_that_is_close_enough_is_not_trained(wanted, trains):
+    recipe, watcher = RECIPES["ddaq"], Recorder()
+    recipe = replace(recipe, schedule=replace(recipe.schedule, train_below=wanted))
+    engine = make(recipe, watcher=watcher)
+    engine.run()
+    phases = {name for name, _ in watcher.phases}
+    training = {"reconstruction", "fine-tuning", "choice"}
+    assert phases & training == (training if trains else set())
+    assert engine.choice.trains is trains
+    assert trains or engine.choice.kept == "calibrated"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,9 @@ from torch.fx import wrap
 from torchvision.ops import FrozenBatchNorm2d
 from tracing import SHAPE, Around, images, region_names, traced_whole
 
+from fxquant.graph.prepare import prepare
 from fxquant.graph.trace import trace
+from fxquant.spec import QConfig
 
 
 class InPlace(nn.Module):
@@ -203,3 +207,28 @@ def test_a_forward_that_was_chosen_is_seen_through():
     model = nn.Sequential(Chosen(), nn.ReLU())
     names = {node.target for node in traced_whole(model).model.graph.nodes}
     assert "0.conv" in names
+
+
+class Gates(nn.Module):
+    """SiLU as a module, a function, and in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.silu = nn.Conv2d(3, 3, 1), nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.silu(self.conv(x)) + F.silu(x))
+
+
+def test_silu_is_a_sigmoid_and_a_product():
+    model, x = Gates().eval(), images()
+    p = prepare(model, QConfig(8, 8), SHAPE)
+    functions = [n.target for n in p.teacher.graph.nodes if n.op == "call_function"]
+    assert functions.count(torch.sigmoid) == functions.count(operator.mul) == 3
+    assert torch.allclose(p.teacher(x), model(x), atol=1e-6)
+
+
+def test_silu_stays_whole_where_a_rule_is_about_it():
+    p = prepare(Gates().eval(), QConfig(8, 8), SHAPE, rules={nn.SiLU: "float"})
+    functions = [n.target for n in p.teacher.graph.nodes if n.op == "call_function"]
+    assert functions.count(torch.sigmoid) == 2
