@@ -5,21 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from fxquant.datafree.objective import output_error
+from fxquant.datafree.objective import output_divergence, output_error
 from fxquant.datafree.recipe import Schedule
 
 logger = logging.getLogger(__name__)
 
-# Share of the calibrated student's error on images held back that the fine-tuned may have left.
-WORTH_TUNING = 0.9
+# Share of the calibrated student's divergence on images held back that may be left by fine-tuning.
+WORTH_TUNING = 0.95
 
 
 class Choice:
-    """Decides for one student, by the relative error of its outputs on images held back.
+    """Decides for one student, by its outputs on images held back.
 
     Those are generated as well: training on such images draws the student towards them, and where
     calibration leaves next to nothing to gain, at 8 bits say, it takes more than it gives.
@@ -36,7 +37,7 @@ class Choice:
         wanted = self.schedule.train_below
         if not wanted:
             return
-        reached = _decibels(self._error(held_back))
+        reached = _decibels(self._measure(output_error, held_back))
         self.trains = reached < wanted
         if not self.trains:
             self.kept = "calibrated"
@@ -52,19 +53,22 @@ class Choice:
         self._calibrated = copy.deepcopy(self.student.state_dict())
 
     def keep_the_closer(self, held_back: Tensor) -> None:
-        """Go back unless the fine-tuned student is closer, by WORTH_TUNING at least."""
+        """Go back unless the fine-tuned student diverges less, by WORTH_TUNING at least.
+
+        The divergence of logits foretells decisions where their squared error doesn't.
+        """
         tuned = copy.deepcopy(self.student.state_dict())
-        errors = {"fine-tuned": self._error(held_back)}
+        found = {"fine-tuned": self._measure(output_divergence, held_back)}
         self.student.load_state_dict(self._calibrated)
-        errors["calibrated"] = self._error(held_back)
-        if errors["fine-tuned"] <= WORTH_TUNING * errors["calibrated"]:
+        found["calibrated"] = self._measure(output_divergence, held_back)
+        if found["fine-tuned"] <= WORTH_TUNING * found["calibrated"]:
             self.student.load_state_dict(tuned)
         else:
             self.kept = "calibrated"
-        logger.info("error on images held back: %s; the %s student is kept", errors, self.kept)
+        logger.info("divergence on images held back: %s; the %s student is kept", found, self.kept)
 
-    def _error(self, held_back: Tensor) -> float:
-        return output_error(self.teacher, self.student, held_back, self.schedule.batch)
+    def _measure(self, distance: Callable[..., float], held_back: Tensor) -> float:
+        return distance(self.teacher, self.student, held_back, self.schedule.batch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was decided and remembered."""

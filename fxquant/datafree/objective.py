@@ -201,3 +201,22 @@ def output_error(teacher: nn.Module, student: nn.Module, images: Tensor, batch: 
         pairs = zip(flatten(student(part)), flatten(teacher(part)), strict=True)
         total += sum(float(losses.relative_mse(q, p)) for q, p in pairs) * len(part)
     return total / len(images)
+
+
+@torch.no_grad()
+def output_divergence(teacher: nn.Module, student: nn.Module, images: Tensor, batch: int) -> float:
+    """KL(teacher || student) in nats where outputs are logits (n, classes), mean over images.
+
+    Of any other output it is the relative squared error that counts.
+    """
+    total = 0.0
+    for part in images.split(batch):
+        pairs = zip(flatten(student(part)), flatten(teacher(part)), strict=True)
+        total += sum(float(_divergence(q, p)) for q, p in pairs) * len(part)
+    return total / len(images)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    if teacher.dim() == 2 and teacher.shape[1] > 1:
+        return losses.output_divergence(student, teacher, temperature=1.0)
+    return losses.relative_mse(student, teacher)
