@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxquant.datafree import processes
 from fxquant.datafree.objective import output_divergence, output_error
 from fxquant.datafree.recipe import Schedule
 
@@ -38,7 +39,7 @@ class Choice:
         if not wanted:
             return
         reached = _decibels(self._measure(output_error, held_back))
-        self.trains = reached < wanted
+        self.trains = processes.agree(reached < wanted)
         if not self.trains:
             self.kept = "calibrated"
             logger.info(
