@@ -59,8 +59,8 @@ def write_table(results_file: Path, page: Path) -> None:
         INTRODUCTION,
         f"Machine: {machine()}.",
         "Zoos: " + ", ".join(f"{zoo} {version(zoo)}" for zoo in by_zoo) + ".",
-        "Command: `make zoo`. Networks that a later commit touches were measured again by themselves "
-        "(`--only`).",
+        "Command: `make zoo`. Networks that a later commit touches were measured again, by "
+        "themselves (`--only`).",
         "",
         *_summary(by_zoo),
         "",
