@@ -19,7 +19,7 @@ from fxquant.errors import SettingError
 from fxquant.graph.insert_taps import ATTENTION_TAPS, BN_TAPS, count_taps
 
 # Li et al., 2022, Algorithm 1: one generator step, then one student step on a fresh draw;
-# L_G = 0.5 L_bn - 0.5 L_adv (eq. 16), L_Q = L_adv (eq. 17).
+# L_G = 0.5 L_bn - 0.5 L_adv (eq. 16), L_Q = L_adv (eq. 17), ranges from min to max (eq. 1).
 _DDAQ = Recipe(
     name="ddaq",
     sampler=Sampler("generator", lr=1e-3),
@@ -32,6 +32,7 @@ _DDAQ = Recipe(
         warmup=2000,
         adversarial=2000,
         steps=8000,
+        ranges="min-max",
         round_weights=False,
         correct_biases=False,
         keep_closer=False,
@@ -74,7 +75,7 @@ _FAST = replace(
     schedule=Schedule(
         warmup=100,
         adversarial=0,
-        steps=60,
+        steps=150,
         sampler_every=10,
         replay=512,
         crop=2,
@@ -93,14 +94,14 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "default": replace(
             _FAST,
             polish=Polish(steps=40, batches=6),
-            schedule=replace(_FAST.schedule, warmup=150, steps=300, replay=1024),
+            schedule=replace(_FAST.schedule, warmup=150, steps=600, replay=1024),
             reconstruction=Reconstruction(steps=250, rounding_lr=2e-2),
             importance=ImportanceSettings(probes=20),
         ),
         "best": replace(
             _FAST,
             polish=Polish(steps=60, batches=9),
-            schedule=replace(_FAST.schedule, warmup=200, steps=800, replay=2048),
+            schedule=replace(_FAST.schedule, warmup=200, steps=1500, replay=2048),
             reconstruction=Reconstruction(steps=600, rounding_lr=1e-2),
             importance=ImportanceSettings(probes=20),
         ),
