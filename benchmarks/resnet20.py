@@ -243,7 +243,8 @@ def write_results(output: Path) -> None:
         "",
         "Top-1 accuracy in percent, mean ± standard deviation over seeds. ONNX: measured on the "
         "exported file by eval_onnx.py. Last iteration, never the best on test images; all layers "
-        "have the width named, with `mixed` on average. Bound: 1.10 x parameters x bits / 8 + 40 KB.",
+        "have the width named, with `mixed` on average. "
+        "Bound: 1.10 x parameters x bits / 8 + 40 KB.",
         "",
         *sorted({f"Machine: {result['machine']}." for result in results}),
         "",

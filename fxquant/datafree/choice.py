@@ -16,22 +16,21 @@ from fxquant.datafree.recipe import Schedule
 
 logger = logging.getLogger(__name__)
 
-# Share of the calibrated student's divergence on images held back that may be left by fine-tuning.
-WORTH_TUNING = 0.95
+# Share of a student's divergence on images held back that may be left by training it.
+WORTH_TRAINING = 0.95
 
 
 class Choice:
-    """Decides for one student, by its outputs on images held back.
+    """Decides for one student, by its outputs on images held back; `kept` says what it is now.
 
     Those are generated as well: training on such images draws the student towards them, and where
-    calibration leaves next to nothing to gain, at 8 bits say, it takes more than it gives.
+    calibration leaves next to nothing to gain, at 8 bits say, it only costs time.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, schedule: Schedule):
         self.teacher, self.student, self.schedule = teacher, student, schedule
-        self.trains = True
-        self.kept = "fine-tuned" if schedule.steps else "calibrated"
-        self._calibrated: dict[str, Any] | None = None
+        self.trains, self.kept = True, "calibrated"
+        self._before: dict[str, Any] | None = None
 
     def after_calibration(self, held_back: Tensor) -> None:
         """Leave a student as it was calibrated where it is as close as `train_below` asks for."""
@@ -41,7 +40,6 @@ class Choice:
         reached = _decibels(self._measure(output_error, held_back))
         self.trains = processes.agree(reached < wanted)
         if not self.trains:
-            self.kept = "calibrated"
             logger.info(
                 "calibration left %.1f dB SQNR on images held back, and %g are enough: "
                 "the student is not trained",
@@ -49,36 +47,44 @@ class Choice:
                 wanted,
             )
 
-    def before_tuning(self) -> None:
+    def before_training(self) -> None:
         """Remember the student, to go back to it."""
-        self._calibrated = copy.deepcopy(self.student.state_dict())
+        self._before = copy.deepcopy(self.student.state_dict())
 
-    def keep_the_closer(self, held_back: Tensor) -> None:
-        """Go back unless the fine-tuned student diverges less, by WORTH_TUNING at least.
+    def after_training(self, trained: str, held_back: Tensor) -> None:
+        """Keep the student, `trained` as it is now; or go back to what it was.
 
-        The divergence of logits foretells decisions where their squared error doesn't.
+        It goes back where WORTH_TRAINING isn't met. The divergence of logits foretells decisions
+        where their squared error doesn't.
         """
-        tuned = copy.deepcopy(self.student.state_dict())
-        found = {"fine-tuned": self._measure(output_divergence, held_back)}
-        self.student.load_state_dict(self._calibrated)
-        found["calibrated"] = self._measure(output_divergence, held_back)
-        if found["fine-tuned"] <= WORTH_TUNING * found["calibrated"]:
-            self.student.load_state_dict(tuned)
+        if self.schedule.keep_closer and not self._is_closer(trained, held_back):
+            self.student.load_state_dict(self._before)
         else:
-            self.kept = "calibrated"
-        logger.info("divergence on images held back: %s; the %s student is kept", found, self.kept)
+            self.kept = trained
+        self._before = None
+
+    def _is_closer(self, trained: str, held_back: Tensor) -> bool:
+        now = copy.deepcopy(self.student.state_dict())
+        found = self._measure(output_divergence, held_back)
+        self.student.load_state_dict(self._before)
+        before = self._measure(output_divergence, held_back)
+        self.student.load_state_dict(now)
+        closer = processes.agree(found <= WORTH_TRAINING * before)
+        words = self.kept, before, trained, found, trained if closer else self.kept
+        logger.info("divergence on images held back: %s %.4g, %s %.4g; %s is kept", *words)
+        return closer
 
     def _measure(self, distance: Callable[..., float], held_back: Tensor) -> float:
         return distance(self.teacher, self.student, held_back, self.schedule.batch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was decided and remembered."""
-        return {"trains": self.trains, "kept": self.kept, "calibrated": self._calibrated}
+        return {"trains": self.trains, "kept": self.kept, "before": self._before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.trains, self.kept = state["trains"], state["kept"]
-        self._calibrated = state["calibrated"]
+        self._before = state["before"]
 
 
 def _decibels(error: float) -> float:

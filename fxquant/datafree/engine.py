@@ -158,7 +158,6 @@ class Engine:
             Phase("recalibration", int(adversarial > 0), self._calibrate),
             Phase("reconstruction", self.reconstructor.total, self._reconstruct, trains=True),
             Phase("fine-tuning", schedule.steps, self._fine_tune, trains=True),
-            Phase("choice", int(fine_tunes and schedule.keep_closer), self._choose, trains=True),
         ]
         return [phase for phase in phases if phase.total]
 
@@ -233,7 +232,11 @@ class Engine:
         return images[: len(images) - apart][:count]
 
     def _reconstruct(self, step: int) -> None:
+        if step == 0:
+            self.choice.before_training()
         self.history.add("reconstruction", self.reconstructor.step(step))
+        if step + 1 == self.reconstructor.total:
+            self.choice.after_training("reconstructed", self.held_back)
 
     def _adversarial(self, step: int) -> None:
         """The sampler against a student that stays as it was calibrated."""
@@ -243,7 +246,7 @@ class Engine:
         """Algorithm 1 of the paper: a sampler step where one is due, then a student step."""
         schedule = self.recipe.schedule
         if step == 0:
-            self.choice.before_tuning()
+            self.choice.before_training()
             set_learning_rates(self.optimizer, self.student, schedule)
         rate = cosine(step, schedule.steps)
         if self.recipe.sample_terms and step % schedule.sampler_every == 0:
@@ -254,9 +257,8 @@ class Engine:
             drawn = self.sampler.draw() if self.replay is None else self.replay.draw(schedule.batch)
         drawn = drawn.contiguous(memory_format=torch.channels_last)
         self.steps.student("fine-tuning", self.optimizer, self.recipe.student_terms, drawn, rate)
-
-    def _choose(self, step: int) -> None:
-        self.choice.keep_the_closer(self.held_back)
+        if step + 1 == schedule.steps:
+            self.choice.after_training("fine-tuned", self.held_back)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to continue exactly here; raises DivergenceError."""

@@ -1,0 +1,99 @@
+"""Whether training is asked for, and which student is kept."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxquant.datafree.choice import Choice
+from fxquant.datafree.objective import output_divergence
+from fxquant.datafree.recipe import Schedule
+
+IMAGES = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Shifted(nn.Module):
+    """A linear classifier whose weights are `by` away from another's."""
+
+    def __init__(self, by: float):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 3)
+        self.offset = nn.Parameter(torch.full((3, 4), by))
+
+    def forward(self, x: Tensor) -> Tensor:
+        direction = torch.tensor([1.0, -1.0, 0.0])[:, None]
+        return self.linear(x) + x @ (self.offset * direction).mT
+
+
+def choice(by: float, **changes) -> Choice:
+    schedule = replace(Schedule(steps=1, batch=16), **changes)
+    return Choice(Shifted(0.0), Shifted(by), schedule)
+
+
+def move(chosen: Choice, by: float) -> None:
+    with torch.no_grad():
+        chosen.student.offset.fill_(by)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"), [(0.5, 0.1, "fine-tuned"), (0.1, 0.5, "calibrated")]
+)
+def test_the_student_that_diverges_less_is_kept(before, after, kept):
+    chosen = choice(before)
+    chosen.before_training()
+    move(chosen, after)
+    chosen.after_training("fine-tuned", IMAGES)
+    assert chosen.kept == kept
+    assert torch.all(chosen.student.offset == min(before, after))
+
+
+def test_a_gain_too_small_to_matter_is_none():
+    chosen = choice(0.5)
+    chosen.before_training()
+    move(chosen, 0.499)
+    chosen.after_training("reconstructed", IMAGES)
+    assert chosen.kept == "calibrated"
+    assert torch.all(chosen.student.offset == 0.5)
+
+
+def test_what_was_trained_is_kept_in_any_case_where_the_recipe_says_so():
+    chosen = choice(0.1, keep_closer=False)
+    chosen.before_training()
+    move(chosen, 0.5)
+    chosen.after_training("fine-tuned", IMAGES)
+    assert chosen.kept == "fine-tuned"
+    assert torch.all(chosen.student.offset == 0.5)
+
+
+def test_choices_continue_from_their_state():
+    chosen, other = choice(0.1), choice(0.5)
+    chosen.before_training()
+    other.load_state_dict(copy.deepcopy(chosen.state_dict()))
+    other.after_training("fine-tuned", IMAGES)
+    assert other.kept == "calibrated"
+    assert torch.all(other.student.offset == 0.1)
+
+
+@pytest.mark.parametrize(("by", "trains"), [(0.001, False), (0.5, True)])
+def test_a_close_student_needs_no_training(by, trains):
+    chosen = choice(by, train_below=25.0)
+    chosen.after_calibration(IMAGES)
+    assert chosen.trains is trains
+
+
+def test_the_divergence_of_what_are_no_logits_is_their_relative_error():
+    class Map(nn.Module):
+        def __init__(self, factor: float):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.factor * x[:, :, None]
+
+    error = output_divergence(Map(1.0), Map(0.9), IMAGES, 16)
+    assert error == pytest.approx(0.01, rel=1e-3)
