@@ -16,7 +16,7 @@ from fxquant.datafree.recipe import Schedule
 
 logger = logging.getLogger(__name__)
 
-# Share of a student's divergence on images held back that may be left by training it.
+# Share of a student's distance from its teacher on images held back that training may leave.
 WORTH_TRAINING = 0.95
 
 
@@ -54,8 +54,9 @@ class Choice:
     def after_training(self, trained: str, held_back: Tensor) -> None:
         """Keep the student, `trained` as it is now; or go back to what it was.
 
-        It goes back where WORTH_TRAINING isn't met. The divergence of logits foretells decisions
-        where their squared error doesn't.
+        It goes back where WORTH_TRAINING isn't met. The distance is the geometric mean of the
+        squared error of outputs and the divergence of decisions: images held back are few, on which
+        the second depends on a handful near a border, and the first says little of decisions.
         """
         if self.schedule.keep_closer and not self._is_closer(trained, held_back):
             self.student.load_state_dict(self._before)
@@ -65,14 +66,18 @@ class Choice:
 
     def _is_closer(self, trained: str, held_back: Tensor) -> bool:
         now = copy.deepcopy(self.student.state_dict())
-        found = self._measure(output_divergence, held_back)
+        found = self._distance(held_back)
         self.student.load_state_dict(self._before)
-        before = self._measure(output_divergence, held_back)
+        before = self._distance(held_back)
         self.student.load_state_dict(now)
         closer = processes.agree(found <= WORTH_TRAINING * before)
         words = self.kept, before, trained, found, trained if closer else self.kept
-        logger.info("divergence on images held back: %s %.4g, %s %.4g; %s is kept", *words)
+        logger.info("distance on images held back: %s %.4g, %s %.4g; %s is kept", *words)
         return closer
+
+    def _distance(self, held_back: Tensor) -> float:
+        error = self._measure(output_error, held_back)
+        return math.sqrt(error * self._measure(output_divergence, held_back))
 
     def _measure(self, distance: Callable[..., float], held_back: Tensor) -> float:
         return distance(self.teacher, self.student, held_back, self.schedule.batch)
