@@ -80,7 +80,7 @@ def short(args: argparse.Namespace, steps: int) -> Recipe:
     )
     return replace(
         recipe,
-        schedule=replace(schedule, keep_closer=False, sampler_every=1, replay=0),
+        schedule=replace(schedule, keep_closer=False, train_below=0.0, sampler_every=1, replay=0),
         polish=replace(recipe.polish, steps=0),
         reconstruction=replace(recipe.reconstruction, steps=0),
         importance=replace(recipe.importance, probes=2, images=8),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import copy
 import pytest
 import torch
 from nets import ALL
@@ -191,7 +192,7 @@ def test_an_interrupted_run_goes_on_with_its_widths():
     class Keep:
         def checkpoint(self, engine):
             if engine.widths is not None:
-                states.append(engine.state_dict())
+                states.append(copy.deepcopy(engine.state_dict()))
 
         def __getattr__(self, name):
             return lambda *_: None
