@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
-import copy
 import pytest
 import torch
 from nets import ALL
