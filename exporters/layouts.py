@@ -14,6 +14,7 @@ from onnx_ir.passes import common as passes
 from fxquant.exporters.constants import share_scalars
 from fxquant.exporters.fold_clips import fold_clips
 from fxquant.exporters.gemm_zero_points import gemm_zero_points
+from fxquant.exporters.hard_sigmoids import sum_hard_sigmoids
 from fxquant.exporters.native_types import narrow_activations, narrow_weights
 from fxquant.exporters.pack_weights import pack_weights
 from fxquant.exporters.pool_means import pool_means
@@ -35,6 +36,7 @@ RUNTIME: tuple[Pass, ...] = (
     transpose_weights,
     pool_means,
     unsign_activations,
+    sum_hard_sigmoids,
     fold_clips,
     sink_dequantize,
     shield_float,

@@ -18,13 +18,15 @@ def pack_weights(model: ir.Model) -> int:
     opset = model.opset_imports[""]
     weights: dict[ir.Value, ir.Node] = {}
     for node in model.graph:
-        if node.op_type == "DequantizeLinear" and _is_8_bit_constant(node.inputs[0]):
+        if node.op_type == "DequantizeLinear" and _is_8_bit_weight(node.inputs[0]):
             weights.setdefault(node.inputs[0], node)
     return sum(_pack(model.graph, value, first, opset) for value, first in weights.items())
 
 
-def _is_8_bit_constant(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.dtype in _BYTES
+def _is_8_bit_weight(value: ir.Value) -> bool:
+    """Whether a value is a constant of bytes; a single number is none, which others may share."""
+    constant = value.const_value
+    return constant is not None and constant.dtype in _BYTES and len(constant.shape) > 0
 
 
 def _pack(graph: ir.Graph, value: ir.Value, first_reader: ir.Node, opset: int) -> int:

@@ -209,26 +209,33 @@ def test_a_forward_that_was_chosen_is_seen_through():
     assert "0.conv" in names
 
 
-class Gates(nn.Module):
-    """SiLU as a module, a function, and in place."""
+class Gated(nn.Module):
+    """SiLU and Hardswish as modules, functions, and in place."""
 
     def __init__(self):
         super().__init__()
-        self.conv, self.silu = nn.Conv2d(3, 3, 1), nn.SiLU(inplace=True)
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.silu, self.hardswish = nn.SiLU(inplace=True), nn.Hardswish()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.silu(self.conv(x)) + F.silu(x))
+        y = self.silu(self.conv(x)) + F.hardswish(x, inplace=False)
+        return F.silu(self.hardswish(y))
 
 
-def test_silu_is_a_sigmoid_and_a_product():
-    model, x = Gates().eval(), images()
+def functions_of(**options) -> list:
+    p = prepare(Gated().eval(), QConfig(8, 8), SHAPE, **options)
+    return [n.target for n in p.teacher.graph.nodes if n.op == "call_function"]
+
+
+def test_gated_activations_are_a_gate_and_a_product():
+    model, x = Gated().eval(), images()
     p = prepare(model, QConfig(8, 8), SHAPE)
-    functions = [n.target for n in p.teacher.graph.nodes if n.op == "call_function"]
-    assert functions.count(torch.sigmoid) == functions.count(operator.mul) == 3
     assert torch.allclose(p.teacher(x), model(x), atol=1e-6)
+    functions = functions_of()
+    assert functions.count(torch.sigmoid) == functions.count(F.hardsigmoid) == 2
+    assert functions.count(operator.mul) == 4
 
 
-def test_silu_stays_whole_where_a_rule_is_about_it():
-    p = prepare(Gates().eval(), QConfig(8, 8), SHAPE, rules={nn.SiLU: "float"})
-    functions = [n.target for n in p.teacher.graph.nodes if n.op == "call_function"]
-    assert functions.count(torch.sigmoid) == 2
+def test_a_gated_activation_stays_whole_where_a_rule_is_about_it():
+    functions = functions_of(rules={nn.SiLU: "float", F.hardswish: "float"})
+    assert functions.count(torch.sigmoid) == functions.count(F.hardsigmoid) == 1

@@ -25,8 +25,8 @@ EINSUM = "ONNX Runtime has no integer kernel for einsum"
 
 # Functions of one value for which ONNX Runtime has integer kernels.
 _FUSED = (
-    *(nn.Sigmoid, nn.LeakyReLU, nn.Softmax),
-    *(F.sigmoid, torch.sigmoid, F.leaky_relu, F.softmax, torch.softmax, "sigmoid", "softmax"),
+    *(nn.Sigmoid, nn.Hardsigmoid, nn.LeakyReLU, nn.Softmax, "sigmoid", "softmax"),
+    *(F.sigmoid, torch.sigmoid, F.hardsigmoid, F.leaky_relu, F.softmax, torch.softmax),
 )
 
 
