@@ -106,7 +106,7 @@ class LongNames(nn.Sequential):
             inner = getattr(inner, word)
         for i in range(12):
             inner.add_module(f"conv{i}", nn.Conv2d(3, 3, 1))
-            inner.add_module(f"act{i}", nn.Hardswish())
+            inner.add_module(f"act{i}", nn.GELU())
 
 
 NAMES = [

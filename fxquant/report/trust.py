@@ -16,7 +16,7 @@ class Trust:
 # Least SQNR of the output on generated images held back, in dB, and what classifiers lost there:
 # docs/results.md, "How far to trust a run".
 _LEVELS = (
-    (14.0, "high", "runs with so much lost about a point of accuracy or less"),
+    (14.0, "high", "runs with so much lost under a point of accuracy, rarely more"),
     (10.0, "fair", "runs with so much lost one to three points of accuracy"),
     (float("-inf"), "low", "runs with so little lost about three points of accuracy or more"),
 )
