@@ -66,3 +66,17 @@ def drop_clip(graph: ir.Graph, grid: Grid) -> None:
     if grid.clip is not None:
         grid.clip.outputs[0].replace_all_uses_with(grid.quantize.outputs[0])
         graph.remove(grid.clip, safe=True)
+
+
+def dequantize_of(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear of an activation that gives this value."""
+    source = None if value is None else value.producer()
+    if source is None or source.op_type != "DequantizeLinear" or len(source.inputs) < 3:
+        return None
+    return None if source.inputs[0].is_initializer() else source
+
+
+def remove_unread(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a node whose output nothing reads."""
+    if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+        graph.remove(node, safe=True)

@@ -6,19 +6,19 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.exporters.constants import constant, scalar
-from fxquant.exporters.grids import only_reader
+from fxquant.exporters.grids import dequantize_of, only_reader, remove_unread
 
 
 def sum_hard_sigmoids(model: ir.Model) -> int:
     """Make each HardSigmoid between two grids a sum and a clip; the number rewritten.
 
     clip(alpha x + beta, 0, 1): alpha x are the integers of x on a grid of alpha times the scale,
-    and beta is 1 on a grid of scale beta.
+    and beta is 1 on a grid of scale beta. Activations are uint8 by then.
     """
     rewritten = 0
     for node in [node for node in model.graph if node.op_type == "HardSigmoid"]:
-        source = node.inputs[0].producer()
-        if not _is_activation(source) or only_reader(node, "QuantizeLinear") is None:
+        source = dequantize_of(node.inputs[0])
+        if source is None or only_reader(node, "QuantizeLinear") is None:
             continue
         alpha = np.float32(node.attributes.get_float("alpha", 0.2))
         beta = np.float32(node.attributes.get_float("beta", 0.5))
@@ -26,14 +26,6 @@ def sum_hard_sigmoids(model: ir.Model) -> int:
             _rewrite(model.graph, node, source, alpha, beta)
             rewritten += 1
     return rewritten
-
-
-def _is_activation(node: ir.Node | None) -> bool:
-    """Whether a node dequantizes an activation from uint8."""
-    if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
-        return False
-    unsigned = node.inputs[2].const_value.dtype == ir.DataType.UINT8
-    return unsigned and not node.inputs[0].is_initializer()
 
 
 def _rewrite(
@@ -52,5 +44,4 @@ def _rewrite(
     last.name, last.shape, last.type = output.name, output.shape, output.type
     new = [slope, shift, total, clip]
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, [output], [last])
-    if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
-        graph.remove(source, safe=True)
+    remove_unread(graph, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fxquant.exporters.constants import scalar
+from fxquant.exporters.grids import dequantize_of, remove_unread
 
 # Ops that give back numbers of their first input, and take uint8 in ONNX Runtime.
 MOVES = frozenset(
@@ -49,25 +50,20 @@ def sink_dequantize(model: ir.Model) -> int:
         else:
             continue
         sunk += 1
-        _remove_unread(model.graph, source)
+        remove_unread(model.graph, source)
     return sunk
-
-
-def _remove_unread(graph: ir.Graph, node: ir.Node) -> None:
-    if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
-        graph.remove(node, safe=True)
 
 
 def _sink_under_concat(graph: ir.Graph, concat: ir.Node) -> int:
     """Concatenate integers where all parts are on one grid, as a roll or a shuffle of one value."""
-    sources = [_dequantize_of(value) for value in concat.inputs]
+    sources = [dequantize_of(value) for value in concat.inputs]
     if any(v.is_graph_output() for v in concat.outputs) or not _share_a_grid(sources):
         return 0
     for index, source in enumerate(sources):
         concat.replace_input_with(index, source.inputs[0])
     _dequantize_after(graph, concat, sources[0])
     for source in dict.fromkeys(sources):
-        _remove_unread(graph, source)
+        remove_unread(graph, source)
     return 1
 
 
@@ -84,15 +80,7 @@ def _dequantize_before(node: ir.Node) -> ir.Node | None:
     """The DequantizeLinear of an activation that gives the node's first input."""
     if not node.inputs or node.inputs[0] is None or any(v.is_graph_output() for v in node.outputs):
         return None
-    return _dequantize_of(node.inputs[0])
-
-
-def _dequantize_of(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear of an activation that gives this value."""
-    source = None if value is None else value.producer()
-    if source is None or source.op_type != "DequantizeLinear" or len(source.inputs) < 3:
-        return None
-    return None if source.inputs[0].is_initializer() else source
+    return dequantize_of(node.inputs[0])
 
 
 def _zero_point(dequantize: ir.Node) -> int:

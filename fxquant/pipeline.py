@@ -35,8 +35,8 @@ class Result:
 
     `images` are generated ones that the student was not trained on, (n, channels, height,
     width); `curves` are losses by `phase/who.term`, one value a step; `seconds` are by phase;
-    `kept` is which student this is, the `fine-tuned` or the `calibrated` one. `widths` are those
-    of mixed precision, which `settings` then hold as well.
+    `kept` is the last stage that was kept: `fine-tuned`, `reconstructed` or `calibrated`;
+    `widths` are those of mixed precision, which `settings` then hold as well.
     """
 
     teacher: nn.Module

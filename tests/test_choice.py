@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.datafree.choice import Choice
-from fxquant.datafree.objective import output_divergence
+from fxquant.datafree.objective import output_distances
 from fxquant.datafree.recipe import Schedule
 
 IMAGES = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
@@ -41,33 +41,22 @@ def move(chosen: Choice, by: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "kept"), [(0.5, 0.1, "fine-tuned"), (0.1, 0.5, "calibrated")]
+    ("before", "after", "keep_closer", "kept"),
+    [
+        (0.5, 0.1, True, "trained"),
+        (0.1, 0.5, True, "calibrated"),
+        (0.5, 0.499, True, "calibrated"),
+        (0.1, 0.5, False, "trained"),
+    ],
+    ids=["closer", "farther", "a gain too small to matter", "in any case"],
 )
-def test_the_student_that_diverges_less_is_kept(before, after, kept):
-    chosen = choice(before)
+def test_the_student_that_is_kept(before, after, keep_closer, kept):
+    chosen = choice(before, keep_closer=keep_closer)
     chosen.before_training()
     move(chosen, after)
-    chosen.after_training("fine-tuned", IMAGES)
+    chosen.after_training("trained", IMAGES)
     assert chosen.kept == kept
-    assert torch.all(chosen.student.offset == min(before, after))
-
-
-def test_a_gain_too_small_to_matter_is_none():
-    chosen = choice(0.5)
-    chosen.before_training()
-    move(chosen, 0.499)
-    chosen.after_training("reconstructed", IMAGES)
-    assert chosen.kept == "calibrated"
-    assert torch.all(chosen.student.offset == 0.5)
-
-
-def test_what_was_trained_is_kept_in_any_case_where_the_recipe_says_so():
-    chosen = choice(0.1, keep_closer=False)
-    chosen.before_training()
-    move(chosen, 0.5)
-    chosen.after_training("fine-tuned", IMAGES)
-    assert chosen.kept == "fine-tuned"
-    assert torch.all(chosen.student.offset == 0.5)
+    assert torch.all(chosen.student.offset == (after if kept == "trained" else before))
 
 
 def test_choices_continue_from_their_state():
@@ -95,5 +84,5 @@ def test_the_divergence_of_what_are_no_logits_is_their_relative_error():
         def forward(self, x: Tensor) -> Tensor:
             return self.factor * x[:, :, None]
 
-    error = output_divergence(Map(1.0), Map(0.9), IMAGES, 16)
-    assert error == pytest.approx(0.01, rel=1e-3)
+    error, divergence = output_distances(Map(1.0), Map(0.9), IMAGES, 16)
+    assert error == divergence == pytest.approx(0.01, rel=1e-3)

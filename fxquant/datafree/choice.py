@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from fxquant.datafree import processes
-from fxquant.datafree.objective import output_divergence, output_error
+from fxquant.datafree.objective import output_distances
 from fxquant.datafree.recipe import Schedule
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class Choice:
         wanted = self.schedule.train_below
         if not wanted:
             return
-        reached = _decibels(self._measure(output_error, held_back))
+        reached = _decibels(self._distances(held_back)[0])
         self.trains = processes.agree(reached < wanted)
         if not self.trains:
             logger.info(
@@ -76,11 +75,10 @@ class Choice:
         return closer
 
     def _distance(self, held_back: Tensor) -> float:
-        error = self._measure(output_error, held_back)
-        return math.sqrt(error * self._measure(output_divergence, held_back))
+        return math.sqrt(math.prod(self._distances(held_back)))
 
-    def _measure(self, distance: Callable[..., float], held_back: Tensor) -> float:
-        return distance(self.teacher, self.student, held_back, self.schedule.batch)
+    def _distances(self, held_back: Tensor) -> tuple[float, float]:
+        return output_distances(self.teacher, self.student, held_back, self.schedule.batch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was decided and remembered."""

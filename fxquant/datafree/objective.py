@@ -194,29 +194,20 @@ def _bn_targets(teacher: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def output_error(teacher: nn.Module, student: nn.Module, images: Tensor, batch: int) -> float:
-    """Mean relative squared error of the student's outputs on images (n, ...), `batch` at once."""
-    total = 0.0
-    for part in images.split(batch):
-        pairs = zip(flatten(student(part)), flatten(teacher(part)), strict=True)
-        total += sum(float(losses.relative_mse(q, p)) for q, p in pairs) * len(part)
-    return total / len(images)
+def output_distances(
+    teacher: nn.Module, student: nn.Module, images: Tensor, batch: int
+) -> tuple[float, float]:
+    """How far the student's outputs are on images (n, ...), `batch` at once: error, divergence.
 
-
-@torch.no_grad()
-def output_divergence(teacher: nn.Module, student: nn.Module, images: Tensor, batch: int) -> float:
-    """KL(teacher || student) in nats where outputs are logits (n, classes), mean over images.
-
-    Of any other output it is the relative squared error that counts.
+    The error is the relative squared one, the divergence KL(teacher || student) in nats where
+    outputs are logits (n, classes) and the error of any other; both mean over the images.
     """
-    total = 0.0
+    totals = torch.zeros(2, dtype=torch.float64)
     for part in images.split(batch):
-        pairs = zip(flatten(student(part)), flatten(teacher(part)), strict=True)
-        total += sum(float(_divergence(q, p)) for q, p in pairs) * len(part)
-    return total / len(images)
-
-
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    if teacher.dim() == 2 and teacher.shape[1] > 1:
-        return losses.output_divergence(student, teacher, temperature=1.0)
-    return losses.relative_mse(student, teacher)
+        for q, p in zip(flatten(student(part)), flatten(teacher(part)), strict=True):
+            error = losses.relative_mse(q, p)
+            logits = p.dim() == 2 and p.shape[1] > 1
+            divergence = losses.output_divergence(q, p, temperature=1.0) if logits else error
+            totals += len(part) * torch.tensor([float(error), float(divergence)]).double()
+    error, divergence = (totals / len(images)).tolist()
+    return error, divergence
