@@ -32,7 +32,7 @@ from machine import machine
 from torch import Tensor, nn
 
 from fxquant.datafree.engine import Engine
-from fxquant.datafree.generator import Generator
+from fxquant.datafree.generator import Generator, UpsamplingConv2d
 from fxquant.datafree.recipe import Recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.datafree.watcher import Watcher
@@ -58,6 +58,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--preset", default="paper")
+    parser.add_argument("--parts", type=int, default=1, help="schedule.parts of the iterations")
+    parser.add_argument(
+        "--fused-generator", action="store_true", help="ours in the plain passes as well"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--json", action="store_true")
@@ -76,7 +80,12 @@ def short(args: argparse.Namespace, steps: int) -> Recipe:
     """The preset with as little before its iterations as goes, each with both steps."""
     recipe = find_recipe("ddaq", args.preset)
     schedule = replace(
-        recipe.schedule, batch=args.batch, warmup=1, steps=steps, calibration_images=args.batch
+        recipe.schedule,
+        batch=args.batch,
+        parts=args.parts,
+        warmup=1,
+        steps=steps,
+        calibration_images=args.batch,
     )
     return replace(
         recipe,
@@ -110,6 +119,8 @@ class Plain:
         self.original.requires_grad_(False)
         settings = find_recipe("ddaq", self.args.preset).sampler
         generator = Generator(self.args.input_shape, settings.latent, settings.width)
+        if not self.args.fused_generator:
+            as_published(generator)
         self.generator = generator.to(self.args.device, **channels_last)
 
     def iteration(self) -> None:
@@ -141,6 +152,14 @@ class Plain:
         torch.stack(
             [value.sum() for output in outputs for value in flatten(output)]
         ).sum().backward()
+
+
+def as_published(generator: Generator) -> None:
+    """Double images before a convolution, where ours does both at once."""
+    for name, layer in generator.trunk.named_children():
+        if isinstance(layer, UpsamplingConv2d):
+            plain = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
+            setattr(generator.trunk, name, nn.Sequential(nn.Upsample(scale_factor=2), plain))
 
 
 class Stopwatch(Watcher):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.datafree import processes
@@ -30,6 +31,24 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance * count / (count - 1), self.momentum)
 
 
+class UpsamplingConv2d(nn.Conv2d):
+    """A 3 x 3 convolution of what is first doubled in size by repeating each pixel.
+
+    Computed as the transposed convolution that the two amount to: 4/9 of the products, and what
+    is kept for the backward pass is the input as it was, a quarter of the doubled one.
+    """
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A pixel spreads by the kernel to 3 x 3, its three copies by the kernel moved by one.
+        spread = F.pad(self.weight.flip(2, 3), (1, 1, 1, 1))
+        rows = spread[:, :, 1:] + spread[:, :, :-1]
+        kernel = rows[..., 1:] + rows[..., :-1]
+        return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, stride=2, padding=1)
+
+
 class Generator(nn.Module):
     """A light upsampling CNN without labels: GDFQ's trunk (Xu et al., 2020) as DDAQ uses it.
 
@@ -47,12 +66,10 @@ class Generator(nn.Module):
         self.project = nn.Linear(latent, width * self.start[1] * self.start[2])
         self.trunk = nn.Sequential(
             SharedBatchNorm2d(width),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(width, width, 3, padding=1),
+            UpsamplingConv2d(width, width),
             SharedBatchNorm2d(width),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(width, width // 2, 3, padding=1),
+            UpsamplingConv2d(width, width // 2),
             SharedBatchNorm2d(width // 2),
             nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(width // 2, channels, 3, padding=1),
