@@ -75,8 +75,9 @@ def test_gradients_worked_out_by_hand():
         expected = torch.var_mean(x, axes, correction=0)
         assert (mean - expected[1]).abs().max() < 1e-12
         assert (variance - expected[0]).abs().max() < 1e-12
-    for function in (losses._MeanAbs, losses._MeanSquare):
-        assert torch.autograd.gradcheck(function.apply, x)
+    assert torch.autograd.gradcheck(losses._MeanSquare.apply, x)
+    both = (x, noise(3, 4, 2, 5, seed=1).double().requires_grad_())
+    assert torch.autograd.gradcheck(losses._MeanAbsDifference.apply, both)
 
 
 def test_statistics_of_a_large_mean_keep_their_deviation():
@@ -183,13 +184,14 @@ def bn_losses(teacher: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def feature_losses(o: Objective, images: Tensor) -> list[Tensor]:
-    view = o.view(images, with_student=True, teacher_grad=True)
+    view = o.compare(o.view(images, teacher_grad=True))
     pairs = [(view.student_features[name], p) for name, p in view.teacher_features.items()]
     return [(p - q).abs().mean() / (p.detach().abs().mean() + losses.EPS) for q, p in pairs]
 
 
 def evaluate(o: Objective, term: Term, images: Tensor) -> Tensor:
-    view = o.view(images, with_student=term.needs_student, teacher_grad=True)
+    view = o.view(images, teacher_grad=True)
+    view = o.compare(view) if term.needs_student else view
     return LOSSES[term.loss](o, term, view)
 
 
@@ -255,7 +257,7 @@ def test_the_other_terms():
     found = evaluate(o, Term("output", temperature=2.0), images)
     assert abs(found - losses.output_divergence(q, p, temperature=2.0)) < 1e-6
     found = evaluate(o, Term("features", distance="mse"), images)
-    view = o.view(images, with_student=True, teacher_grad=False)
+    view = o.compare(o.view(images, teacher_grad=False))
     pairs = [(view.student_features[n], view.teacher_features[n]) for n in view.teacher_features]
     expected = sum((p - q).square().mean() / (p.square().mean() + losses.EPS) for q, p in pairs)
     assert abs(found - expected) < 1e-6
@@ -273,7 +275,7 @@ def test_outputs_that_are_no_logits_are_compared_by_squared_error():
 def test_terms_come_with_their_weights_and_names():
     o = objective()
     terms = (Term("bn_statistics", 0.5), Term("features", -0.25))
-    view = o.view(noise(BATCH, *SHAPE), with_student=True, teacher_grad=False)
+    view = o.compare(o.view(noise(BATCH, *SHAPE), teacher_grad=False))
     parts = o.losses(terms, view)
     assert {name: weight for name, (weight, _) in parts.items()} == {
         "bn_statistics": 0.5,

@@ -140,7 +140,7 @@ def test_the_error_of_zeros_is_what_zeros_have():
     images = engine.held_back
     for weighting in ("none", "layer", "sample"):
         term = Term("features", weighting=weighting)
-        view = engine.objective.view(images, with_student=True, teacher_grad=False)
+        view = engine.objective.compare(engine.objective.view(images, teacher_grad=False))
         zeros = {name: value * 0 for name, value in view.student_features.items()}
         losses = engine.objective.losses([term], replace(view, student_features=zeros))
         _, value = losses["features"]

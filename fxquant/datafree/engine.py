@@ -93,7 +93,7 @@ class Engine:
         )
         self.optimizer = student_optimizer(self.student)
         self.history = History()
-        self.steps = Steps(self.objective, self.history)
+        self.steps = Steps(self.objective, self.history, schedule.parts)
         self.importance: Importance | None = None
         self.choose, self.widths = choose, None
         self.held_back: Tensor | None = None

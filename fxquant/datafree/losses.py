@@ -114,23 +114,27 @@ def statistics_distance(
     return across(distance) if across is not None and per_sample else distance
 
 
-class _MeanAbs(torch.autograd.Function):
-    """mean |x|, whose gradient lies in memory as x does.
+class _MeanAbsDifference(torch.autograd.Function):
+    """mean |x - y|, whose gradient lies in memory as x does; of both it keeps the sign alone.
 
-    That of `x.abs().mean()` lies as a mean's gradient does, and whatever meets it on its way back
-    through a network in another layout is many times slower for it.
+    That of `(x - y).abs().mean()` lies as a mean's gradient does, and whatever meets it on its way
+    back through a network in another layout is many times slower for it.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.abs().mean()
+    def forward(ctx, x: Tensor, y: Tensor) -> Tensor:
+        difference = x - y
+        mean = difference.abs().mean()
+        ctx.save_for_backward(difference.sgn_().to(torch.int8))
+        return mean
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return x.sgn().mul_(grad / x.numel())
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (sign,) = ctx.saved_tensors
+        found = sign.to(grad.dtype).mul_(grad / sign.numel())
+        x_wants, y_wants = ctx.needs_input_grad
+        return found if x_wants else None, -found if y_wants else None
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -148,21 +152,37 @@ class _MeanSquare(torch.autograd.Function):
         return x * (2 * grad / x.numel())
 
 
-def relative_l1(student: Tensor, teacher: Tensor, *, across: Average | None = None) -> Tensor:
+def mean_abs(x: Tensor) -> Tensor:
+    """mean |x| in float32, without gradient."""
+    return x.detach().float().abs().mean()
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """mean x^2 in float32, without gradient."""
+    return x.detach().float().square().mean()
+
+
+def relative_l1(
+    student: Tensor, teacher: Tensor, size: Tensor | None = None, *, across: Average | None = None
+) -> Tensor:
     """mean |P - Q| / mean |P| for features P of the teacher and Q of the student.
 
     Eq. 12 of Li et al., 2022, divided by the teacher's size so that no layer rules by its scale.
+    `size` is that of the batch, mean |P|, where these are a part of it.
     """
-    teacher = teacher.float()
-    difference = _MeanAbs.apply(teacher - student.float())
-    return _ratio(difference, teacher.detach().abs().mean(), across)
+    difference = _MeanAbsDifference.apply(teacher.float(), student.float())
+    return _ratio(difference, mean_abs(teacher) if size is None else size, across)
 
 
-def relative_mse(student: Tensor, teacher: Tensor, *, across: Average | None = None) -> Tensor:
-    """mean (P - Q)^2 / mean P^2: the inverse of the signal-to-quantization-noise ratio."""
-    teacher = teacher.float()
-    difference = _MeanSquare.apply(teacher - student.float())
-    return _ratio(difference, teacher.detach().square().mean(), across)
+def relative_mse(
+    student: Tensor, teacher: Tensor, size: Tensor | None = None, *, across: Average | None = None
+) -> Tensor:
+    """mean (P - Q)^2 / mean P^2: the inverse of the signal-to-quantization-noise ratio.
+
+    `size` is that of the batch, mean P^2, where these are a part of it.
+    """
+    difference = _MeanSquare.apply(teacher.float() - student.float())
+    return _ratio(difference, mean_square(teacher) if size is None else size, across)
 
 
 def _ratio(difference: Tensor, size: Tensor, across: Average | None) -> Tensor:
@@ -223,13 +243,15 @@ def feature_patches(x: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x.flatten(3).mean(3) if x.dim() > 4 else x, sides).flatten(2).mT
 
 
-def class_spread(logits: Tensor) -> Tensor:
+def class_spread(logits: Tensor, *, across: Average | None = None) -> Tensor:
     """mean_b H(p_b) - H(mean_b p_b) in nats, of p = softmax(logits), (batch, classes).
 
     Least where the teacher is sure of each image and sees all classes equally often; minus the
-    mutual information between image and class.
+    mutual information between image and class. `across` averages over parts of the batch.
     """
     log_p = F.log_softmax(logits.float(), 1)
     each = -(log_p.exp() * log_p).sum(1).mean()
     mean = log_p.exp().mean(0)
+    if across is not None:
+        each, mean = across(each), across(mean)
     return each + (mean * (mean + EPS).log()).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -18,15 +18,34 @@ from fxquant.inputs import flatten
 
 @dataclass(frozen=True)
 class View:
-    """What one batch of images showed: values at the taps, and outputs."""
+    """What images showed: values at the taps, and outputs; the student's once it has seen them.
+
+    The images are a batch or part of a `whole` one; `first` is the number of the first of them
+    among those of all processes.
+    """
 
     images: Tensor
     bn_inputs: dict[str, Tensor]
     teacher_features: dict[str, Tensor]
     teacher_outputs: tuple[Tensor, ...]
-    student_features: dict[str, Tensor]
-    student_outputs: tuple[Tensor, ...]
+    student_features: dict[str, Tensor] = field(default_factory=dict)
+    student_outputs: tuple[Tensor, ...] = ()
     attended: tuple[Tensor, ...] = ()
+    first: int = 0
+    whole: View | None = None
+    _sizes: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
+
+    def feature_size(self, name: str, measure: Callable[[Tensor], Tensor]) -> Tensor:
+        """How large a feature of the teacher is in the whole batch; measured once."""
+        if self.whole is not None:
+            return self.whole.feature_size(name, measure)
+        if (name, measure) not in self._sizes:
+            self._sizes[name, measure] = measure(self.teacher_features[name])
+        return self._sizes[name, measure]
+
+    def output_size(self, index: int) -> Tensor:
+        """The mean square of an output of the teacher over the whole batch."""
+        return losses.mean_square((self.whole or self).teacher_outputs[index])
 
 
 class Objective:
@@ -50,29 +69,30 @@ class Objective:
             values = [h.get(nearest.get(name, ""), 0.0) for name in self.names[group]]
             self.importance[group] = torch.tensor(values, dtype=torch.float32, device=device)
 
-    def view(self, images: Tensor, *, with_student: bool, teacher_grad: bool) -> View:
-        """Run the teacher, and the student where asked, and keep what the taps see."""
+    def view(self, images: Tensor, *, teacher_grad: bool) -> View:
+        """Run the teacher and keep what the taps see."""
         with (
             torch.set_grad_enabled(teacher_grad),
             record(self.teacher, BN_TAPS) as bn_inputs,
             record(self.teacher, FEATURE_TAPS) as teacher_features,
             record(self.teacher, ATTENTION_TAPS) as attended,
         ):
-            teacher_outputs = flatten(self.teacher(images))
-        student_outputs: tuple[Tensor, ...] = ()
-        student_features: dict[str, Tensor] = {}
-        if with_student:
-            with record(self.student, FEATURE_TAPS) as student_features:
-                student_outputs = flatten(self.student(images))
+            outputs = flatten(self.teacher(images))
         return View(
             images,
             self._in_order(BN_TAPS, bn_inputs),
             self._in_order(FEATURE_TAPS, teacher_features),
-            teacher_outputs,
-            self._in_order(FEATURE_TAPS, student_features),
-            student_outputs,
-            tuple(attended.values()),
+            outputs,
+            attended=tuple(attended.values()),
+            first=processes.rank() * len(images),
         )
+
+    def compare(self, view: View) -> View:
+        """Run the student as well, on what the teacher has seen."""
+        with record(self.student, FEATURE_TAPS) as features:
+            outputs = flatten(self.student(view.images))
+        features = self._in_order(FEATURE_TAPS, features)
+        return replace(view, student_features=features, student_outputs=outputs)
 
     def _in_order(self, group: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Values in the order of the group's importance: regions may be called in another one."""
@@ -94,10 +114,11 @@ class Objective:
         group: str,
         values: list[tuple[Tensor, ...]],
         distance: Callable[..., Tensor],
+        view: View,
     ) -> Tensor:
         """Sum a distance over the taps of a group under the term's weighting.
 
-        With X1 the value is the plain sum; its gradient is what acts on each sample.
+        With X1 the value is the plain sum; its gradient is what acts on each sample of the view.
         """
         h = self.importance.get(group)
         if h is None or term.weighting == "none":
@@ -105,22 +126,23 @@ class Objective:
         if term.weighting == "layer":
             return losses.weigh_layers([distance(*v) for v in values], h)
         scaled = [
-            tuple(_weigh_samples(x, h, i) if x.requires_grad else x for x in tensors)
+            tuple(_weigh_samples(x, h, i, view) if x.requires_grad else x for x in tensors)
             for i, tensors in enumerate(values)
         ]
         return losses.weigh_layers([distance(*v) for v in scaled], None)
 
 
-def _weigh_samples(x: Tensor, h: Tensor, layer: int) -> Tensor:
-    """`x`, this process's part of a batch, with gradients weighed by X1's row for the layer."""
-    weights = losses.sample_weights(h, layer, len(x), processes.rank() * len(x))
+def _weigh_samples(x: Tensor, h: Tensor, layer: int, view: View) -> Tensor:
+    """`x`, of all images of a view, with gradients weighed by X1's row for the layer."""
+    first = view.first * len(x) // len(view.images)
+    weights = losses.sample_weights(h, layer, len(x), first)
     return losses.scale_sample_gradient(x, weights)
 
 
 def _bn_statistics(objective: Objective, term: Term, view: View) -> Tensor:
     distance = partial(losses.statistics_distance, per_sample=term.per_sample, across=_across())
     values = [(x, *objective.targets[name]) for name, x in view.bn_inputs.items()]
-    return objective.sum_layers(term, BN_TAPS, values, distance)
+    return objective.sum_layers(term, BN_TAPS, values, distance, view)
 
 
 def _input_statistics(objective: Objective, term: Term, view: View) -> Tensor:
@@ -144,15 +166,18 @@ def _patch_similarity(objective: Objective, term: Term, view: View) -> Tensor:
 def _classes(objective: Objective, term: Term, view: View) -> Tensor:
     """Of logits (n, classes), mean over such outputs; 0 where there are none."""
     logits = [output for output in view.teacher_outputs if output.dim() == 2]
-    found = [losses.class_spread(output) for output in logits if output.shape[1] > 1]
-    return processes.average_loss(torch.stack(found).mean()) if found else view.images.sum() * 0
+    found = [losses.class_spread(x, across=_across()) for x in logits if x.shape[1] > 1]
+    return torch.stack(found).mean() if found else view.images.sum() * 0
 
 
 def _features(objective: Objective, term: Term, view: View) -> Tensor:
-    distance = losses.relative_l1 if term.distance == "l1" else losses.relative_mse
+    distance, size = DISTANCES[term.distance]
+    values = [
+        (view.student_features[name], teacher, view.feature_size(name, size))
+        for name, teacher in view.teacher_features.items()
+    ]
     distance = partial(distance, across=_across())
-    values = [(view.student_features[n], t) for n, t in view.teacher_features.items()]
-    return objective.sum_layers(term, FEATURE_TAPS, values, distance)
+    return objective.sum_layers(term, FEATURE_TAPS, values, distance, view)
 
 
 def _output(objective: Objective, term: Term, view: View) -> Tensor:
@@ -162,8 +187,8 @@ def _output(objective: Objective, term: Term, view: View) -> Tensor:
         [
             processes.average_loss(losses.output_divergence(q, p, temperature=term.temperature))
             if p.dim() == 2
-            else losses.relative_mse(q, p, across=_across())
-            for q, p in pairs
+            else losses.relative_mse(q, p, view.output_size(index), across=_across())
+            for index, (q, p) in enumerate(pairs)
         ]
     ).sum()
 
@@ -173,6 +198,10 @@ def _across() -> losses.Average | None:
     return processes.average_loss if processes.size() > 1 else None
 
 
+DISTANCES = {
+    "l1": (losses.relative_l1, losses.mean_abs),
+    "mse": (losses.relative_mse, losses.mean_square),
+}
 LOSSES: dict[str, Callable[[Objective, Term, View], Tensor]] = {
     "bn_statistics": _bn_statistics,
     "input_statistics": _input_statistics,

@@ -94,6 +94,8 @@ class Sampler:
 class Schedule:
     """How long, how large and how fast.
 
+    The student is compared on a `batch` in `parts`, one after the other: more of them take less
+    memory and some more time, and train the same, but for rounding.
     `warmup`: sampler steps before there is a student; `adversarial`: sampler steps against the
     calibrated, fixed student where it is not fine-tuned; `steps`: student steps, 0 for
     calibration only; `sampler_every`: student steps per sampler step. `replay`: images kept for
@@ -110,6 +112,7 @@ class Schedule:
     """
 
     batch: int = 64
+    parts: int = 1
     warmup: int = 400
     adversarial: int = 100
     steps: int = 1000
@@ -128,7 +131,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_numbers(self, "schedule")
-        for name in ("batch", "sampler_every", "calibration_images"):
+        for name in ("batch", "parts", "sampler_every", "calibration_images"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected above 0")
         require(
             self.ranges in ESTIMATORS,

@@ -43,11 +43,18 @@ class GeneratorSampler:
     def draw(self, rng: torch.Generator | None = None) -> Tensor:
         """Fresh images, this process's part of (batch, channels, height, width), with gradient."""
         latent = sample_latent(self.batch, self.settings.latent, rng or self.rng, self.device)
-        return self.network(processes.part(latent))
+        self._latent = processes.part(latent)
+        return self.network(self._latent)
 
-    def step(self, loss: Tensor, rate: float) -> None:
-        """One optimiser step at `rate` times the learning rate."""
-        take_step(self.optimizer, loss, self.settings.lr * rate)
+    def step(self, images: Tensor, gradient: Tensor, rate: float) -> None:
+        """One optimiser step at `rate` times the learning rate, for a gradient of a loss.
+
+        `images` are those drawn last; without their graph, which takes memory, they are made anew.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        images = images if images.requires_grad else self.network(self._latent)
+        images.backward(gradient)
+        take_step(self.optimizer, lambda group: self.settings.lr * rate)
 
     @torch.no_grad()
     def collect(self, count: int, rng: torch.Generator | None = None) -> Tensor:
@@ -94,9 +101,12 @@ class PixelSampler:
         self.images = images.detach().clone().requires_grad_(True)
         self.optimizer = torch.optim.Adam([self.images], self.settings.lr, self.settings.betas)
 
-    def step(self, loss: Tensor, rate: float) -> None:
-        """One optimiser step at `rate` times the learning rate."""
-        take_step(self.optimizer, loss, self.settings.lr * rate)
+    def step(self, images: Tensor, gradient: Tensor, rate: float) -> None:
+        """One optimiser step at `rate` times the learning rate, for a gradient of a loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        images = images if images.requires_grad else self.draw()
+        images.backward(gradient)
+        take_step(self.optimizer, lambda group: self.settings.lr * rate)
 
     def finish_batch(self) -> None:
         """Put the batch aside; the next draw starts another."""
@@ -142,13 +152,11 @@ def make_polisher(
     return PixelSampler(adam, image_shape, settings.batch, rng, device, start)
 
 
-def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
-    """One optimiser step on `loss` at learning rate `lr`."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+def take_step(optimizer: torch.optim.Optimizer, rate: Callable[[dict], float]) -> None:
+    """One step on the gradients that are there, at the learning `rate` of each group."""
     processes.average_gradients(p for group in optimizer.param_groups for p in group["params"])
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = rate(group)
     optimizer.step()
 
 
