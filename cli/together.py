@@ -8,7 +8,6 @@ from fxquant.cli.interrupts import interrupts
 from fxquant.datafree import processes
 from fxquant.datafree.engine import Engine
 from fxquant.datafree.watcher import Watcher
-from fxquant.errors import OutputError
 from fxquant.graph.prepare import Prepared
 from fxquant.pipeline import run
 from fxquant.settings import Settings
@@ -29,10 +28,7 @@ def release_others() -> None:
 
 def follow(prepared: Prepared, settings: Settings) -> None:
     """Train along with the first process, once it says so."""
-    try:
-        start = processes.agree()
-    except RuntimeError as error:  # which says itself why it has gone
-        raise OutputError("the first process has stopped") from error
+    start = processes.agree()
     if start is not None:
         with interrupts.deferred():
             run(prepared, settings, watcher=_Follower(), state=start["state"])

@@ -28,8 +28,8 @@ _RESULTS = (MODEL, PROGRAM, IMAGES, REPORT, PAGE, RECIPE, STUDENT)
 _OURS = (*_RESULTS, LOG, CHECKPOINT, LOCK, TIMING, EVENTS)
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
-# Saving may take one part in twenty of the time, however large the checkpoint.
-MOST_TIME_SAVING = 0.05
+# Saving may take one part in fifty of the time, however large the checkpoint.
+MOST_TIME_SAVING = 0.02
 
 REPORT_KEYS = ("model", "settings", "summary", "size", "bitops", "quality", "float", "parity")
 

@@ -16,7 +16,7 @@ from together import VARIANTS
 
 from fxquant.cli.main import run
 from fxquant.datafree import processes
-from fxquant.errors import SettingError
+from fxquant.errors import ResourceError, SettingError
 
 HERE = Path(__file__).parent
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -101,6 +101,23 @@ def test_an_error_is_told_once(command, tmp_path):
     done = call([*TWO, "-m", "fxquant.cli", *command, str(tmp_path / "full")])
     assert done.returncode != 0
     assert done.stderr.count("is not empty: it holds mine.txt") == 1
+
+
+def test_a_process_that_has_lost_the_others_says_so(monkeypatch):
+    def lost(*args) -> None:
+        raise RuntimeError("[pair.cc:547] Connection closed by peer")
+
+    monkeypatch.setattr(processes._group, "size", 2)
+    for name in ("all_reduce", "all_gather", "broadcast", "broadcast_object_list"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lost)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "gloo")
+    x = torch.ones(2)
+    for call in (
+        *(lambda: processes.average(x), lambda: processes.gather(x), processes.agree),
+        *(lambda: processes.share(torch.nn.Linear(1, 1)), lambda: processes.any_of(True)),
+    ):
+        with pytest.raises(ResourceError, match="process 0 of 2 lost the others"):
+            call()
 
 
 def test_batches_that_can_not_be_shared_out_are_refused(monkeypatch):

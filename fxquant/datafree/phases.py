@@ -36,5 +36,6 @@ class Phase:
                 f"memory ran out on {device} in step {step + 1} of {self.total} of the "
                 f"{self.name}, with {batch} images at a time",
                 "free memory and run the same command again, which goes on from the last "
-                "checkpoint; or begin anew with a smaller schedule.batch in recipe.toml",
+                "checkpoint; or begin anew with schedule.parts = 4, which trains the same in less "
+                "memory, or a smaller schedule.batch in recipe.toml",
             ) from error

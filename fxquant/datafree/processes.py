@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from fxquant.errors import SettingError
+from fxquant.errors import ResourceError, SettingError
 
 
 @dataclass
@@ -95,7 +95,8 @@ def gather(x: Tensor) -> Tensor:
         return x
     x = x.detach().contiguous()
     parts = [torch.empty_like(x) for _ in range(_group.size)]
-    distributed.all_gather(parts, x)
+    with _exchange():
+        distributed.all_gather(parts, x)
     return torch.cat(parts)
 
 
@@ -149,7 +150,8 @@ def share(module: nn.Module) -> None:
     if _group.size > 1:
         for value in (*module.parameters(), *module.buffers()):
             first = value.detach().contiguous()
-            distributed.broadcast(first, 0)
+            with _exchange():
+                distributed.broadcast(first, 0)
             value.detach().copy_(first)
 
 
@@ -158,7 +160,8 @@ def agree(value: Any = None) -> Any:
     if _group.size == 1:
         return value
     box = [value]
-    distributed.broadcast_object_list(box, 0)
+    with _exchange():
+        distributed.broadcast_object_list(box, 0)
     return box[0]
 
 
@@ -168,7 +171,8 @@ def any_of(flag: bool) -> bool:
         return flag
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
     count = torch.tensor(int(flag), device=device)
-    distributed.all_reduce(count)
+    with _exchange():
+        distributed.all_reduce(count)
     return bool(count)
 
 
@@ -183,5 +187,18 @@ def require_divisible(what: str, batch: int) -> None:
 
 def _mean(x: Tensor) -> Tensor:
     x = x.detach().clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(x)
+    with _exchange():
+        distributed.all_reduce(x)
     return x.div_(_group.size)
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Raise ResourceError where another process can't be reached."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ResourceError(
+            f"process {_group.rank} of {_group.size} lost the others, one of which has stopped",
+            "what that one says tells why; the same command goes on from the last checkpoint",
+        ) from error
