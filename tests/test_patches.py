@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from digits_nets import ChannelNorm
 from small_runs import RECIPES, SHAPE, same, shrunk, snapshot
 from torch import Tensor, nn
 
@@ -51,17 +52,6 @@ class Encoder(nn.Module):
             x = x + self.attention[index](y, y, y, need_weights=False)[0]
             x = x + self.mlp[index](self.norms[2 * index + 1](x))
         return self.head(x[:, 0])
-
-
-class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of (n, channels, height, width)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class NextBlock(nn.Module):
