@@ -127,7 +127,7 @@ def test_images_are_held_back_from_calibration_and_training(name, used, apart, m
     engine.run()
     (images,) = seen
     assert (len(images), len(engine.held_back)) == (used, apart)
-    kept = images if engine.replay is None else torch.cat([images, engine.replay.images])
+    kept = images if engine.replay is None else torch.cat([images, engine.replay.kept])
     distances = (kept[:, None] - engine.held_back[None]).flatten(2).abs().amax(2)
     assert distances.min() > 1e-3
 

@@ -93,7 +93,7 @@ def test_replay_overwrites_its_oldest_images():
 
 def test_replay_draws_all_its_images_with_replacement():
     replay = Replay(3, 0, rng(), CPU)
-    replay.add(numbered(1, 2, 3))
+    replay.keep(numbered(1, 2, 3))
     drawn = replay.draw(200)
     assert drawn.shape == (200, 2, 4, 4)
     counts = drawn[:, 0, 0, 0].int().bincount()
@@ -101,14 +101,27 @@ def test_replay_draws_all_its_images_with_replacement():
     assert (counts[1:] > 40).all()
 
 
+def test_what_is_kept_stays_half_of_each_draw():
+    replay = Replay(2, 0, rng(), CPU)
+    replay.keep(numbered(1, 2, 3))
+    for number in range(4, 8):
+        replay.add(numbered(number))
+    drawn = replay.draw(201)[:, 0, 0, 0].int()
+    assert set(drawn[::2].tolist()) == {1, 2, 3}
+    assert set(drawn[1::2].tolist()) == {6, 7}
+
+
 def test_replay_keeps_no_gradient_and_no_alias():
     images = numbered(1, 2).requires_grad_()
     replay = Replay(2, 0, rng(), CPU)
+    replay.keep(images * 1)
     replay.add(images * 1)
     assert not replay.images.requires_grad
+    assert not replay.kept.requires_grad
     drawn = replay.draw(2)
     drawn += 10
     assert kept(replay) == [1, 2]
+    assert torch.equal(replay.kept, images)
 
 
 @pytest.mark.parametrize("crop", [1, 2])
@@ -116,7 +129,7 @@ def test_replayed_images_are_mirrored_and_shifted_by_at_most_the_crop(crop):
     """A ramp to the right tells how an image lies: its steps' sign, and the value at a corner."""
     replay = Replay(1, crop, rng(), CPU)
     ramp = torch.arange(8.0).expand(1, 1, 8, 8) + 100 * torch.arange(8.0)[:, None]
-    replay.add(ramp)
+    replay.keep(ramp)
     drawn = replay.draw(300)[:, 0]
     assert drawn.shape == (300, 8, 8)
     inner = drawn[:, crop:-crop, crop:-crop]
@@ -130,9 +143,11 @@ def test_replayed_images_are_mirrored_and_shifted_by_at_most_the_crop(crop):
 
 def test_replay_state_goes_on_where_it_stood():
     replay, other = Replay(3, 0, rng(1), CPU), Replay(3, 0, rng(2), CPU)
+    replay.keep(numbered(7, 8))
     replay.add(numbered(0, 1, 2))
     replay.add(numbered(3))
     other.load_state_dict(replay.state_dict())
     for ring in (replay, other):
         ring.add(numbered(4))
     assert kept(other) == kept(replay) == [2, 3, 4]
+    assert torch.equal(other.kept, replay.kept)

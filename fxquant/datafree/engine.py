@@ -215,7 +215,7 @@ class Engine:
             )
         self.reconstructor.begin(images)
         if self.replay is not None:
-            self.replay.add(images[: schedule.replay])
+            self.replay.keep(images[: schedule.replay])
         self.choice.after_calibration(self.held_back)
 
     def _kept_images(self, count: int) -> Tensor:

@@ -99,7 +99,8 @@ class Schedule:
     `warmup`: sampler steps before there is a student; `adversarial`: sampler steps against the
     calibrated, fixed student where it is not fine-tuned; `steps`: student steps, 0 for
     calibration only; `sampler_every`: student steps per sampler step. `replay`: images kept for
-    the student to train on, 0 to draw fresh ones each step; `crop`: pixels by which a replayed
+    the student to train on, half of each batch, and as many of those that the sampler makes
+    meanwhile for the other half; 0 to draw fresh ones each step; `crop`: pixels by which a replayed
     image is shifted at most, beside being mirrored. `ranges` says how a quantizer's range follows
     from the values on `calibration_images` (`fxquant.ranges.ESTIMATORS`). `round_weights` and
     `correct_biases` adjust the layers in closed form (`fxquant.calibration.adjust_layers`);

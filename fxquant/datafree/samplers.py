@@ -164,12 +164,20 @@ SAMPLERS = {"generator": GeneratorSampler, "images": PixelSampler}
 
 
 class Replay:
-    """A ring of generated images that the student trains on, shifted and mirrored at random."""
+    """Generated images that the student trains on, shifted and mirrored at random.
+
+    Some are kept for good; of those that are added later `capacity` are held, in a ring.
+    """
 
     def __init__(self, capacity: int, crop: int, rng: torch.Generator, device: torch.device):
         self.capacity, self.crop, self.rng, self.device = capacity, crop, rng, device
+        self.kept: Tensor | None = None
         self.images: Tensor | None = None
         self.position = 0
+
+    def keep(self, images: Tensor) -> None:
+        """Have images (n, channels, height, width) that stay."""
+        self.kept = images.detach()
 
     def add(self, images: Tensor) -> None:
         """Append images (n, channels, height, width), over the oldest once it is full."""
@@ -183,11 +191,19 @@ class Replay:
         self.position = (self.position + len(images)) % self.capacity
 
     def draw(self, count: int) -> Tensor:
-        """This process's part of `count` images drawn with replacement."""
-        picked = torch.randint(len(self.images), (count,), generator=self.rng)
+        """This process's part of `count` images, drawn with replacement: of both kinds in turns."""
+        images = self._pick(self.kept, count)
+        if self.images is not None:
+            others = self._pick(self.images, count)
+            odd = processes.part(torch.arange(count) % 2 == 1)
+            odd = odd.to(images.device, non_blocking=True).view(-1, *[1] * (images.dim() - 1))
+            images = torch.where(odd, others, images)
+        return self._augment(images, count)
+
+    def _pick(self, images: Tensor, count: int) -> Tensor:
+        picked = torch.randint(len(images), (count,), generator=self.rng)
         # The host must not wait for what the device has to do before such a copy.
-        places = processes.part(picked).to(self.images.device, non_blocking=True)
-        return self._augment(self.images[places], count)
+        return images[processes.part(picked).to(images.device, non_blocking=True)]
 
     def _augment(self, images: Tensor, count: int) -> Tensor:
         """Shift and mirror a part of a batch of `count`, by numbers drawn for all of it."""
@@ -204,9 +220,10 @@ class Replay:
         return torch.stack([p[:, y : y + height, x : x + width] for p, y, x in parts])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images, "position": self.position}
+        return {"kept": self.kept, "images": self.images, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        images = state["images"]
-        self.images = None if images is None else images.to(self.device)
+        for name in ("kept", "images"):
+            images = state[name]
+            setattr(self, name, None if images is None else images.to(self.device))
         self.position = state["position"]
