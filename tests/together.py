@@ -16,11 +16,17 @@ from fxquant.datafree import processes
 from fxquant.datafree.ablation import ablate
 from fxquant.datafree.recipe import Recipe
 
+
+def in_parts(recipe: Recipe) -> Recipe:
+    return replace(recipe, schedule=replace(recipe.schedule, parts=2))
+
+
 # Every way of weighing, every loss; the batch norms of the network are no multiple of the batch.
 VARIANTS: dict[str, Recipe] = {
     "default": RECIPES["ddaq"],
     "paper": RECIPES["paper"],
     "swapped": ablate(RECIPES["paper"], swap=["l_bn", "l_adv"]),
+    "in parts": ablate(in_parts(RECIPES["paper"]), swap=["l_bn", "l_adv"]),
     "not fine-tuned": RECIPES["paper without fine-tuning"],
     "zeroq": RECIPES["zeroq"],
 }

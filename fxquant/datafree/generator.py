@@ -10,25 +10,22 @@ from fxquant.datafree import processes
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose statistics, in training, are those of all processes' parts of the batch."""
+    """Batch norm whose statistics are those of the batch, all processes' parts of it."""
+
+    def __init__(self, channels: int, *, affine: bool = True):
+        super().__init__(channels, affine=affine, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if processes.size() == 1 or not self.training:
+        if processes.size() == 1:
             return super().forward(x)
         own_variance, own_mean = torch.var_mean(x, (0, 2, 3), correction=0)
         mean = processes.average(own_mean)
         variance = processes.average(own_variance + (own_mean - mean).square())
-        self._track(mean.detach(), variance.detach(), processes.size() * x.numel() // len(mean))
         scale = (variance + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
         y = (x - mean[:, None, None]) * scale[:, None, None]
         return y + self.bias[:, None, None] if self.affine else y
-
-    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
 
 
 class UpsamplingConv2d(nn.Conv2d):
