@@ -86,3 +86,17 @@ def test_the_divergence_of_what_are_no_logits_is_their_relative_error():
 
     error, divergence = output_distances(Map(1.0), Map(0.9), IMAGES, 16)
     assert error == divergence == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_divergence_is_never_below_zero_and_a_student_as_close_is_no_closer():
+    """Of outputs that differ in their last digits, rounding makes the divergence what it likes."""
+    raw = []
+    for by in torch.linspace(1e-8, 1e-6, 50).tolist():
+        chosen = choice(by)
+        p, q = (net(IMAGES).log_softmax(1) for net in (chosen.teacher, chosen.student))
+        raw.append(float((p.exp() * (p - q)).sum(1).mean().detach()))
+        assert output_distances(chosen.teacher, chosen.student, IMAGES, 16)[1] >= 0
+        chosen.before_training()
+        chosen.after_training("trained", IMAGES)
+        assert chosen.kept == "calibrated"
+    assert min(raw) < 0

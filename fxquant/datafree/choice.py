@@ -69,7 +69,7 @@ class Choice:
         self.student.load_state_dict(self._before)
         before = self._distance(held_back)
         self.student.load_state_dict(now)
-        closer = processes.agree(found <= WORTH_TRAINING * before)
+        closer = processes.agree(found < WORTH_TRAINING * before)
         words = self.kept, before, trained, found, trained if closer else self.kept
         logger.info("distance on images held back: %s %.4g, %s %.4g; %s is kept", *words)
         return closer

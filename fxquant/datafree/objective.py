@@ -229,7 +229,8 @@ def output_distances(
     """How far the student's outputs are on images (n, ...), `batch` at once: error, divergence.
 
     The error is the relative squared one, the divergence KL(teacher || student) in nats where
-    outputs are logits (n, classes) and the error of any other; both mean over the images.
+    outputs are logits (n, classes) and the error of any other; both mean over the images. A
+    divergence that rounding leaves below zero is zero.
     """
     totals = torch.zeros(2, dtype=torch.float64)
     for part in images.split(batch):
@@ -238,5 +239,5 @@ def output_distances(
             logits = p.dim() == 2 and p.shape[1] > 1
             divergence = losses.output_divergence(q, p, temperature=1.0) if logits else error
             totals += len(part) * torch.tensor([float(error), float(divergence)]).double()
-    error, divergence = (totals / len(images)).tolist()
+    error, divergence = (totals / len(images)).clamp(min=0).tolist()
     return error, divergence
