@@ -65,7 +65,7 @@ def measure_closeness(
             divergence += len(truth) * float(output_divergence(output, truth, temperature=1.0))
     ratios = {name: sqnr_db(*energy) for name, energy in energies.items()}
     agreement = 100 * agreed / decided if decided else None
-    divergence = divergence / decided if decided else None
+    divergence = max(divergence, 0.0) / decided if decided else None
     return Closeness(ratios, ratios.pop("output"), agreement, divergence)
 
 
