@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fxquant.errors import ResourceError, SettingError
+from fxquant.memory import is_out_of_memory
 
 
 @dataclass
@@ -198,6 +199,8 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise ResourceError(
             f"process {_group.rank} of {_group.size} lost the others, one of which has stopped",
             "what that one says tells why; the same command goes on from the last checkpoint",

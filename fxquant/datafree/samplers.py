@@ -51,10 +51,8 @@ class GeneratorSampler:
 
         `images` are those drawn last; without their graph, which takes memory, they are made anew.
         """
-        self.optimizer.zero_grad(set_to_none=True)
         images = images if images.requires_grad else self.network(self._latent)
-        images.backward(gradient)
-        take_step(self.optimizer, lambda group: self.settings.lr * rate)
+        _follow(self.optimizer, images, gradient, self.settings.lr * rate)
 
     @torch.no_grad()
     def collect(self, count: int, rng: torch.Generator | None = None) -> Tensor:
@@ -103,10 +101,8 @@ class PixelSampler:
 
     def step(self, images: Tensor, gradient: Tensor, rate: float) -> None:
         """One optimiser step at `rate` times the learning rate, for a gradient of a loss."""
-        self.optimizer.zero_grad(set_to_none=True)
         images = images if images.requires_grad else self.draw()
-        images.backward(gradient)
-        take_step(self.optimizer, lambda group: self.settings.lr * rate)
+        _follow(self.optimizer, images, gradient, self.settings.lr * rate)
 
     def finish_batch(self) -> None:
         """Put the batch aside; the next draw starts another."""
@@ -150,6 +146,13 @@ def make_polisher(
     start = partial(sampler.collect, settings.batch)
     adam = Sampler("images", lr=settings.lr, betas=(0.9, 0.999))
     return PixelSampler(adam, image_shape, settings.batch, rng, device, start)
+
+
+def _follow(optimizer: torch.optim.Optimizer, images: Tensor, gradient: Tensor, lr: float) -> None:
+    """One step of what images come from, for a gradient of a loss in them."""
+    optimizer.zero_grad(set_to_none=True)
+    images.backward(gradient)
+    take_step(optimizer, lambda group: lr)
 
 
 def take_step(optimizer: torch.optim.Optimizer, rate: Callable[[dict], float]) -> None:
