@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from fxquant.graph.insert_quantizers import quantized_layers
+from fxquant.graph.insert_quantizers import is_activation_quantizer, quantized_layers
 from fxquant.graph.ops import module_of, tensor_of
-from fxquant.graph.regions import interpreted, value_name
+from fxquant.graph.regions import all_nodes, interpreted, value_name
 from fxquant.inputs import Inputs, as_inputs, split
 from fxquant.quantizer import Quantizer
-from fxquant.ranges import RangeEstimator, search
+from fxquant.ranges import RangeEstimator, reaching, search
 from fxquant.rounding import round_layer
 
 # Images are adjusted on in one batch: as many as 83 of 224 x 224 keep that within some gigabytes.
@@ -25,13 +25,20 @@ MOST_ADJUSTED_PIXELS = 1 << 22
 
 @torch.no_grad()
 def calibrate(
-    student: nn.Module, images: Inputs, *, estimator: RangeEstimator = search, batch: int = 64
+    student: nn.Module,
+    images: Inputs,
+    *,
+    estimator: RangeEstimator = search,
+    input_reach: float = 0.0,
+    batch: int = 64,
 ) -> None:
     """Set the scale and zero point of each quantizer of `student`, in place.
 
     Ranges are those of the float network on `images`, (n, channels, height, width), or one such
     tensor for each input of the model, so a second call on the same images and weights changes
-    nothing.
+    nothing. With an `input_reach` the network's inputs have another range, whatever the estimator:
+    all of `images`, and at least so many standard deviations on each side of their mean. Generated
+    images need not reach as far as real ones, and what is cut off there no layer gets back.
     """
     quantizers = [m for m in student.modules() if isinstance(m, Quantizer)]
     weights = {
@@ -47,9 +54,17 @@ def calibrate(
             quantizer.observe()
     for part in split(images, batch):
         student(*part)
+    inputs = _input_quantizers(student) if input_reach else set()
+    reach = partial(reaching, deviations=input_reach)
     for quantizer in quantizers:
-        quantizer.calibrate(estimator)
+        quantizer.calibrate(reach if quantizer in inputs else estimator)
         quantizer.enabled = True
+
+
+def _input_quantizers(student: nn.Module) -> set[Quantizer]:
+    """Those of what the whole network reads."""
+    nodes = [node for node in all_nodes(student) if is_activation_quantizer(node)]
+    return {module_of(node) for node in nodes if node.args[0].meta.get("network_input")}
 
 
 def _calibrate_weight(weight: Tensor, quantizer: Quantizer, estimator: RangeEstimator) -> None:

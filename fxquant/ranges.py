@@ -21,6 +21,13 @@ def min_max(values: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
     return values.amin(1), values.amax(1)
 
 
+def reaching(values: Tensor, spec: QSpec, *, deviations: float) -> tuple[Tensor, Tensor]:
+    """All values, and so many of their standard deviations on each side of their mean."""
+    mean, reach = values.mean(1), deviations * values.std(1, correction=0)
+    low, high = min_max(values, spec)
+    return torch.minimum(low, mean - reach), torch.maximum(high, mean + reach)
+
+
 def percentile(values: Tensor, spec: QSpec, *, fraction: float = 0.9999) -> tuple[Tensor, Tensor]:
     """The range that leaves out a share of 1 - fraction of the values at each end."""
     ordered = values.sort(1).values

@@ -71,6 +71,22 @@ def test_a_second_calibration_changes_nothing():
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
+@pytest.mark.parametrize("name", ["residual", "concat", "shared_relu"])
+def test_an_input_reach_widens_the_range_of_the_input_alone(name):
+    """Pictures of a brightness that no image had must not be cut off."""
+    narrow, wide = prepared(name), prepared(name)
+    dull = images().clamp(-0.5, 0.5)
+    calibrate(narrow.student, dull)
+    calibrate(wide.student, dull, input_reach=4.0)
+    before, after = quantizers(narrow.student), quantizers(wide.student)
+    changed = [n for n, q in after.items() if not torch.equal(q.scale, before[n].scale)]
+    (name,) = changed
+    ends = (torch.tensor([0.0, 255.0]) - after[name].zero_point) * after[name].scale
+    reach = 4 * dull.std()
+    assert ends[0] < dull.mean() - 0.98 * reach
+    assert ends[1] > dull.mean() + 0.98 * reach
+
+
 @pytest.mark.parametrize("name", ["residual", "inverted_residual", "concat", "shared_relu"])
 def test_corrected_biases_keep_the_teachers_channel_means(name):
     p, x = prepared(name, bits=3), images()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics import dequantize, quantize, scale_and_zero_point
-from fxquant.ranges import ESTIMATORS, min_max, percentile, search
+from fxquant.ranges import ESTIMATORS, min_max, percentile, reaching, search
 from fxquant.spec import QSpec
 
 
@@ -87,3 +87,12 @@ def test_every_estimator_takes_a_constant(name):
     scale, zero_point = scale_and_zero_point(low, high, 0, 255, symmetric=False)
     found = dequantize(quantize(torch.tensor(3.0), scale, zero_point, 0, 255), scale, zero_point)
     assert (found - 3.0).abs() < 1e-5
+
+
+def test_a_reach_covers_all_values_and_so_many_deviations():
+    values = torch.tensor([[-1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 8.0]])
+    low, high = reaching(values, QSpec(8), deviations=3.0)
+    assert torch.allclose(low, torch.tensor([-3.0, 2 - 3 * 12**0.5]))
+    assert torch.allclose(high, torch.tensor([3.0, 2 + 3 * 12**0.5]))
+    low, high = reaching(values, QSpec(8), deviations=0.5)
+    assert (low.tolist(), high.tolist()) == ([-1, 0], [1, 8])

@@ -202,6 +202,7 @@ class Engine:
             self.student,
             images[: schedule.calibration_images],
             estimator=ESTIMATORS[schedule.ranges],
+            input_reach=schedule.input_reach,
         )
         if schedule.analytic_biases:
             run_passes(self.student, [("correct_biases", correct_biases)])

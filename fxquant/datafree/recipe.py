@@ -102,8 +102,10 @@ class Schedule:
     the student to train on, half of each batch, and as many of those that the sampler makes
     meanwhile for the other half; 0 to draw fresh ones each step; `crop`: pixels by which a replayed
     image is shifted at most, beside being mirrored. `ranges` says how a quantizer's range follows
-    from the values on `calibration_images` (`fxquant.ranges.ESTIMATORS`). `round_weights` and
-    `correct_biases` adjust the layers in closed form (`fxquant.calibration.adjust_layers`);
+    from the values on `calibration_images` (`fxquant.ranges.ESTIMATORS`); that of the network's
+    inputs goes `input_reach` of their standard deviations each way at least, where it is above 0
+    (`fxquant.calibration.calibrate`). `round_weights` and `correct_biases` adjust the layers in
+    closed form (`fxquant.calibration.adjust_layers`);
     `analytic_biases` corrects biases before, by what batch norms tell alone
     (`fxquant.graph.correct_biases`).
     `student_lr` is in steps of each layer's own grid, `scale_lr` that of the scales' logarithms;
@@ -124,6 +126,7 @@ class Schedule:
     crop: int = 0
     calibration_images: int = 512
     ranges: str = "search"
+    input_reach: float = 0.0
     round_weights: bool = True
     correct_biases: bool = True
     analytic_biases: bool = False

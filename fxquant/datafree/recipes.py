@@ -79,6 +79,7 @@ _FAST = replace(
         sampler_every=10,
         replay=512,
         crop=2,
+        input_reach=3.0,
         student_lr=2e-2,
         scale_lr=1e-3,
         train_below=25.0,
