@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.calibration import calibrate
 from fxquant.errors import SettingError
-from fxquant.graph.insert_quantizers import ACTIVATIONS, layer_name, quantized_layers
+from fxquant.graph.insert_quantizers import ACTIVATIONS, NARROWS, layer_name, quantized_layers
 from fxquant.graph.ops import kind, module_of
 from fxquant.graph.prepare import prepare
 from fxquant.quantizer import Quantizer
@@ -21,28 +21,33 @@ from fxquant.spec import LayerRule, QConfig
 
 SHAPE = (3, 16, 16)
 WIDTHS = QConfig(weight_bits=3, act_bits=4, sum_bits=6, input_bits=7)
-# Bits by value under WIDTHS: 7 the input, 4 what a layer reads, 6 what is only added, pooled, ...
+# Bits by value under WIDTHS: 7 the input, 6 what is added, pooled, ..., 4 what a layer reads; of a
+# value that is both, `_4_bits` is what the layer reads.
 PLACED = {
     "residual": {
-        **{"x": 7, "relu": 4, "relu_1": 4, "layer1_conv2": 6, "relu_2": 4, "relu_3": 4},
-        **{"layer2_conv2": 6, "relu_4": 6, "avg_pool2d": 4},
+        **{"x": 7, "relu": 6, "relu_4_bits": 4, "relu_1": 4, "layer1_conv2": 6},
+        **{"relu_2": 6, "relu_2_4_bits": 4, "relu_3": 4, "layer2_conv2": 6},
+        **{"relu_4": 6, "avg_pool2d": 4},
     },
     "inverted_residual": {
-        **{"x": 7, "features_0_2": 4, "features_1_body_0_2": 4},
+        **{"x": 7, "features_0_2": 6, "features_0_2_4_bits": 4, "features_1_body_0_2": 4},
         **{"features_1_body_1_2": 4, "features_1_body_2_0": 6, "add": 4},
         **{"features_2_body_0_2": 4, "features_2_body_1_2": 4, "features_2_body_2_0": 6},
         **{"adaptive_avg_pool2d": 4},
     },
     "concat": {
-        **{"x": 7, "stem_2": 4, "left_2": 6, "right_2": 6, "pool": 6, "cat": 4, "merge_2": 4},
-        **{"head": 6},
+        **{"x": 7, "stem_2": 6, "stem_2_4_bits": 4, "left_2": 6, "right_2": 6, "pool": 6},
+        **{"cat": 4, "merge_2": 4, "head": 6},
     },
     "squeeze_excite": {
         **{"x": 7, "stem_2": 4, "body_2": 6, "adaptive_avg_pool2d": 4, "relu": 4, "excite": 6},
         **{"sigmoid": 6, "mul": 4, "last_2": 6, "mean": 4},
     },
     "plain": {"x": 7, "features_2": 4, "features_6": 4, "classifier_2": 4},
-    "shared_relu": {"x": 7, "relu": 4, "second_0": 6, "relu_1": 4, "relu_2": 6, "mean": 4},
+    "shared_relu": {
+        **{"x": 7, "relu": 6, "relu_4_bits": 4, "second_0": 6, "relu_1": 4, "relu_2": 6},
+        "mean": 4,
+    },
     "repeated_conv": {
         **{"x": 7, "stem_2": 4, "conv": 6, "relu": 4, "conv_1": 6, "relu_1": 6, "mean": 4},
     },
@@ -57,9 +62,9 @@ def student_of(model: nn.Module, config: QConfig = WIDTHS) -> GraphModule:
 
 
 def placed(student: GraphModule) -> dict[str, int]:
-    """Bits of the activation quantizers by the value that each reads, in graph order."""
+    """Bits of the activation quantizers by the value that each is named after, in graph order."""
     return {
-        node.args[0].name: module_of(node).spec.bits
+        str(node.target).removeprefix(f"{ACTIVATIONS}."): module_of(node).spec.bits
         for node in student.graph.nodes
         if node.op == "call_module" and node.target.startswith(f"{ACTIVATIONS}.")
     }
@@ -68,6 +73,17 @@ def placed(student: GraphModule) -> dict[str, int]:
 def weight_bits(student: GraphModule) -> dict[str, int]:
     nodes = quantized_layers(student)
     return {layer_name(n): module_of(n.args[1]).spec.bits for n in nodes}
+
+
+def read_bits(student: GraphModule) -> dict[str, int]:
+    """Bits of what each layer reads, by its name."""
+    found = {}
+    for node in quantized_layers(student):
+        source = node.args[0]
+        while not isinstance(module_of(source), Quantizer):
+            source = source.args[0]
+        found[layer_name(node)] = module_of(source).spec.bits
+    return found
 
 
 def quantizer_nodes(student: GraphModule) -> list[Node]:
@@ -91,17 +107,57 @@ def test_one_quantizer_per_value_and_one_value_per_quantizer(name):
     assert {id(module_of(n)) for n in nodes} == distinct
     activations = [n for n in nodes if n.target.startswith(f"{ACTIVATIONS}.")]
     assert len({id(module_of(n)) for n in activations}) == len(activations)
-    for node in activations:
+    for node in [node for node in activations if NARROWS not in node.meta]:
         assert list(node.args[0].users) == [node]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_no_quantizer_where_numbers_only_move_or_a_relu_fuses(name):
     student = student_of(ALL[name]())
-    for node in quantizer_nodes(student):
+    for node in [node for node in quantizer_nodes(student) if NARROWS not in node.meta]:
         assert kind(node.args[0]) != "move"
         assert not any(kind(user) == "relu" for user in node.users)
-        assert not any(isinstance(module_of(user), Quantizer) for user in node.users)
+        quantized_again = {u for u in node.users if isinstance(module_of(u), Quantizer)}
+        assert all(NARROWS in user.meta for user in quantized_again)
+        assert quantized_again != set(node.users)
+
+
+@pytest.mark.parametrize("name", ["residual", "inverted_residual", "concat", "shared_relu"])
+def test_a_shortcut_keeps_its_bits_and_the_layers_beside_it_read_fewer(name):
+    student = student_of(ALL[name]())
+    narrow = [node for node in quantizer_nodes(student) if NARROWS in node.meta]
+    assert narrow
+    for node in narrow:
+        assert all(user in quantized_layers(student) for user in node.users)
+        value = node.args[0]
+        others = [user for user in value.users if user is not node]
+        assert {kind(user) for user in others} <= {"add", "average", "move"}
+        source = value.args[0] if "tapped" in value.meta else value
+        assert (module_of(source).spec.bits, module_of(node).spec.bits) == (6, 4)
+
+
+def test_one_quantizer_serves_both_where_sums_have_no_more_bits():
+    student = student_of(ALL["residual"](), QConfig(3, 4, sum_bits=4))
+    assert not [node for node in quantizer_nodes(student) if NARROWS in node.meta]
+    assert placed(student)["relu"] == 4
+
+
+class Pooled(nn.Module):
+    """As in a ResNet's stem: pooling lies between the value and both of those that read it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = ConvBn(3, 8), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.stem(x), 2)
+        return F.relu(x + self.conv(x))
+
+
+def test_what_a_layer_reads_is_narrowed_behind_ops_that_move_numbers():
+    student = student_of(Pooled())
+    assert placed(student) == {"x": 7, "stem_2": 6, "max_pool2d_4_bits": 4, "conv": 6}
+    assert read_bits(student) == {"stem.0": 7, "conv": 4}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -188,16 +244,31 @@ def test_the_last_matching_rule_wins():
         **{"conv1": 2, "layer1.conv1": 8, "layer1.conv2": 5},
         **{"layer2.conv1": 3, "layer2.conv2": 3, "linear": 3},
     }
-    # The bits are also those of the activations that enter the layer: 8 wins over none at `relu`.
+    # The bits are also those of the activations that enter the layer.
     found = placed(student)
-    assert (found["relu"], found["relu_1"], found["relu_2"]) == (8, 5, 4)
+    assert (found["relu"], found["relu_1"], found["relu_2_4_bits"]) == (8, 5, 4)
+    assert "relu_8_bits" not in found
     swapped = QConfig(3, 4, layers=rules[1::-1])
     assert weight_bits(student_of(ALL["residual"](), swapped))["layer1.conv2"] == 8
 
 
-def test_a_value_that_two_layers_read_has_the_wider_of_their_widths():
-    student = student_of(ALL["concat"](), QConfig(3, 4, layers=(LayerRule("left.*", 7),)))
-    assert placed(student)["stem_2"] == 7
+class Branches(nn.Module):
+    """Two convolutions that read one value."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.left, self.right = ConvBn(3, 8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        return self.left(x), self.right(x)
+
+
+def test_each_of_two_layers_reads_a_value_at_its_own_width():
+    student = student_of(Branches(), QConfig(3, 4, layers=(LayerRule("left", 7),)))
+    found = placed(student)
+    assert (found["stem_2"], found["stem_2_4_bits"]) == (7, 4)
+    assert read_bits(student) == {"stem.0": 8, "left": 7, "right": 4}
 
 
 def test_a_float_layer_stays_a_module_and_says_why(caplog):

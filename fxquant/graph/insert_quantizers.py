@@ -2,7 +2,8 @@
 
 One quantizer per value, at its producer, after any ReLU or clip that follows it: wherever a
 quantized layer, a product of two values, or an op between those (addition, concatenation,
-pooling, ...), reads the value. Ops that only move numbers of one grid get none.
+pooling, ...), reads the value. Ops that only move numbers of one grid get none. A layer that takes
+fewer bits than others read of the same value, of a shortcut say, has a second one before it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from fxquant.graph.regions import all_nodes
 from fxquant.quantizer import Quantizer
 from fxquant.spec import QConfig, QSpec
 
-__all__ = ["ACTIVATIONS", "insert_quantizers", "layer_name", "quantized_layers"]
+__all__ = ["ACTIVATIONS", "NARROWS", "insert_quantizers", "layer_name", "quantized_layers"]
 
 ACTIVATIONS = "activation_quantizers"
+# Mark of a quantizer that layers read a value through which others read at more bits.
+NARROWS = "narrows"
 _CONV = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 _CONVOLUTIONS = {
@@ -45,15 +48,19 @@ def insert_quantizers(gm: GraphModule, config: QConfig, ends: Collection[str] = 
     done = set(quantized_layers(gm))
     layers = [n for n in gm.graph.nodes if kind(n) in WEIGHTED and n not in done]
     plan = plan_quantizers(gm, layers, config, ends)
+    grids = {}
     for node, bits in plan.values.items():
-        _quantize_activation(gm, node, QSpec(bits, config.symmetric_activations))
+        grids[node] = _quantize_activation(gm, node, QSpec(bits, config.symmetric_activations))
+    for (node, bits), readers in plan.narrowed.items():
+        spec = QSpec(bits, config.symmetric_activations)
+        _narrow(gm, grids.get(node, node), f"{node.name}_{bits}_bits", spec, readers)
     bits_of: dict[tuple, int] = {}
     for node, bits in plan.layers.items():
         bits_of[_grid_of(node)] = max(bits.weight, bits_of.get(_grid_of(node), 0))
     made: dict[tuple, Quantizer] = {}
     for node in plan.layers:
         _quantize_weight(gm, node, bits_of, made, per_tensor=config.per_tensor_weights)
-    return len(plan.values) + len(made)
+    return len(plan.values) + len(plan.narrowed) + len(made)
 
 
 def first_and_last_layer(model: nn.Module) -> set[str]:
@@ -80,16 +87,30 @@ def is_activation_quantizer(node: Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith(f"{ACTIVATIONS}.")
 
 
-def _quantize_activation(gm: GraphModule, node: Node, spec: QSpec) -> None:
+def _quantize_activation(gm: GraphModule, node: Node, spec: QSpec) -> Node:
     # A value may be called `to` or `half`, which a module's children may not.
     taken = hasattr(nn.Module(), node.name)
-    name = f"{ACTIVATIONS}.{node.name}{'_value' if taken else ''}"
-    gm.add_submodule(name, Quantizer(spec))
-    with gm.graph.inserting_after(node):
-        quantized = gm.graph.call_module(name, (node,))
+    quantized = _add_quantizer(gm, node, f"{node.name}{'_value' if taken else ''}", spec)
     node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
-    shape = {key: node.meta[key] for key in ("shape", "dtype") if key in node.meta}
-    quantized.meta.update(shape, twin=_twin(node))
+    quantized.meta["twin"] = _twin(node)
+    return quantized
+
+
+def _narrow(gm: GraphModule, node: Node, name: str, spec: QSpec, readers: list[Node]) -> None:
+    """Let these readers of a value that is on a grid already have it on one of fewer bits."""
+    narrow = _add_quantizer(gm, node, name, spec)
+    for reader in readers:
+        reader.replace_input_with(node, narrow)
+    narrow.meta[NARROWS] = True
+
+
+def _add_quantizer(gm: GraphModule, node: Node, name: str, spec: QSpec) -> Node:
+    target = f"{ACTIVATIONS}.{name}"
+    gm.add_submodule(target, Quantizer(spec))
+    with gm.graph.inserting_after(node):
+        quantized = gm.graph.call_module(target, (node,))
+    quantized.meta |= {key: node.meta[key] for key in ("shape", "dtype") if key in node.meta}
+    return quantized
 
 
 def _twin(node: Node) -> str:

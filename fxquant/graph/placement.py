@@ -34,10 +34,15 @@ COMPUTED_WEIGHT = "its weight is computed while the network runs"
 
 @dataclass(frozen=True)
 class Plan:
-    """Layers with their widths, and values that get a quantizer with theirs, in graph order."""
+    """Layers with their widths, and values that get a quantizer with theirs, in graph order.
+
+    `narrowed`: values that some layers or products read at a lower width than they have otherwise,
+    with that width and those readers.
+    """
 
     layers: dict[Node, LayerBits]
     values: dict[Node, int]
+    narrowed: dict[tuple[Node, int], list[Node]]
 
 
 def plan_quantizers(
@@ -54,8 +59,9 @@ def plan_quantizers(
     widths |= _choose_products(products, config)
     early = _before_layers(gm.graph, {*layers, *products})
     view = _View(widths, early, readers(gm.graph), redundant_limits(gm.graph), config)
-    values = {node: view.width(node) for node in gm.graph.nodes}
-    return Plan(chosen, {node: bits for node, bits in values.items() if bits is not None})
+    found = {node: view.width(node) for node in gm.graph.nodes}
+    values = {node: bits for node, bits in found.items() if bits is not None}
+    return Plan(chosen, values, view.narrowed(values))
 
 
 def layer_name(node: Node) -> str:
@@ -149,10 +155,32 @@ class _View:
         wanted = [self.widths[user] for user in self.readers[node] if user in self.widths]
         if node.op != "get_attr" and node in self.early:
             return self.config.input_bits if wanted else None
-        if wanted or node.op == "get_attr":
+        if node.op == "get_attr":
             return max(wanted, default=None)
         feeds_arithmetic = any(kind(user) in ARITHMETIC for user in self.readers[node])
-        return self.config.sum_bits if feeds_arithmetic or self._ends_convolution(node) else None
+        if feeds_arithmetic or (self._ends_convolution(node) and not wanted):
+            wanted.append(self.config.sum_bits)
+        return max(wanted, default=None)
+
+    def narrowed(self, values: dict[Node, int]) -> dict[tuple[Node, int], list[Node]]:
+        """What layers and products read of `values` with more bits than they ask for.
+
+        It's theirs alone to lose: a shortcut keeps all of its bits. The network's input has its own
+        width for any reader.
+        """
+        found: dict[tuple[Node, int], list[Node]] = {}
+        for reader, bits in self.widths.items():
+            for value in filter(is_real, tensor_inputs(reader)):
+                source = self._source(value)
+                if source not in self.early and values.get(source, 0) > bits:
+                    found.setdefault((value, bits), []).append(reader)
+        return found
+
+    def _source(self, node: Node) -> Node | None:
+        """The value whose numbers this one has, where ops only move them or change nothing."""
+        while node is not None and (kind(node) == "move" or node in self.redundant):
+            node = first_input(node)
+        return node
 
     def _is_limited_next(self, node: Node) -> bool:
         """Whether all that reads the value is one ReLU or clip, which integer kernels fuse."""

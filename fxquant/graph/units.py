@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.insert_quantizers import quantized_layers
+from fxquant.graph.insert_quantizers import NARROWS, quantized_layers
 from fxquant.graph.insert_taps import Tap
 from fxquant.graph.ops import module_of
 from fxquant.graph.regions import regions, value_name
@@ -53,8 +53,8 @@ def find_units(student: nn.Module) -> list[Unit]:
 
 
 def tapped_name(node: Node) -> str:
-    """Name in the whole model of a value, also where a tap passes it on."""
-    while isinstance(module_of(node), Tap):
+    """Name in the whole model of a value, also where a tap or a narrower grid passes it on."""
+    while isinstance(module_of(node), Tap) or node.meta.get(NARROWS):
         node = node.args[0]
     return value_name(node)
 
