@@ -22,10 +22,15 @@ def min_max(values: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
 
 
 def reaching(values: Tensor, spec: QSpec, *, deviations: float) -> tuple[Tensor, Tensor]:
-    """All values, and so many of their standard deviations on each side of their mean."""
+    """All values, and so many of their standard deviations on each side of their mean.
+
+    Below it is a step of the grid more, as signed integers have: around 0 the zero point is then a
+    whole number and not between two.
+    """
     mean, reach = values.mean(1), deviations * values.std(1, correction=0)
+    half = (spec.qmax - spec.qmin + 1) // 2
     low, high = min_max(values, spec)
-    return torch.minimum(low, mean - reach), torch.maximum(high, mean + reach)
+    return torch.minimum(low, mean - reach * half / (half - 1)), torch.maximum(high, mean + reach)
 
 
 def percentile(values: Tensor, spec: QSpec, *, fraction: float = 0.9999) -> tuple[Tensor, Tensor]:

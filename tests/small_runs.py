@@ -54,8 +54,8 @@ RECIPES = {
 }
 
 
-def prepared(name: str = "shared_relu") -> Prepared:
-    return prepare(ALL[name](), QConfig(3, 3), SHAPE)
+def prepared(name: str = "shared_relu", **options) -> Prepared:
+    return prepare(ALL[name](), QConfig(3, 3, **options), SHAPE)
 
 
 def make(recipe: Recipe, p: Prepared | None = None, **options) -> Engine:

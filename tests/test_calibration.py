@@ -23,8 +23,8 @@ def images(count: int = 16) -> Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def prepared(name: str, bits: int = 4) -> Prepared:
-    return prepare(ALL[name](), QConfig(bits, bits), (3, 16, 16))
+def prepared(name: str, bits: int = 4, **options) -> Prepared:
+    return prepare(ALL[name](), QConfig(bits, bits, **options), (3, 16, 16))
 
 
 def quantizers(student: nn.Module) -> dict[str, Quantizer]:
@@ -41,7 +41,7 @@ def test_calibrate_enables_every_quantizer_and_keeps_the_function(name):
 
 
 def test_ranges_are_those_of_the_float_network():
-    p = prepared("residual", bits=2)
+    p = prepared("residual", bits=2, sum_bits=2)
     calibrate(p.student, images(), estimator=min_max, batch=7)
     seen = {}
     expected = quantizers(p.student)["activation_quantizers.relu_2"]

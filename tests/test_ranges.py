@@ -90,9 +90,19 @@ def test_every_estimator_takes_a_constant(name):
 
 
 def test_a_reach_covers_all_values_and_so_many_deviations():
-    values = torch.tensor([[-1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 8.0]])
-    low, high = reaching(values, QSpec(8), deviations=3.0)
-    assert torch.allclose(low, torch.tensor([-3.0, 2 - 3 * 12**0.5]))
+    values, spec = torch.tensor([[-1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 8.0]]), QSpec(8)
+    low, high = reaching(values, spec, deviations=3.0)
+    assert torch.allclose(low, torch.tensor([-3.0 * 128 / 127, 2 - 3 * 12**0.5 * 128 / 127]))
     assert torch.allclose(high, torch.tensor([3.0, 2 + 3 * 12**0.5]))
-    low, high = reaching(values, QSpec(8), deviations=0.5)
+    low, high = reaching(values, spec, deviations=0.5)
     assert (low.tolist(), high.tolist()) == ([-1, 0], [1, 8])
+
+
+@pytest.mark.parametrize("change", [0.0, 1e-6, -1e-6])
+def test_a_reach_around_zero_has_one_zero_point_whatever_the_last_digit(change):
+    values, spec = torch.tensor([[-1.0, 1.0 + change]]), QSpec(8)
+    scale, zero_point = scale_and_zero_point(
+        *reaching(values, spec, deviations=3.0), spec.qmin, spec.qmax, symmetric=False
+    )
+    assert zero_point.item() == 128
+    assert scale.item() == pytest.approx(3 / 127, rel=1e-5)

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from fxquant.datafree import processes
 from fxquant.errors import ResourceError, SettingError
 
 HERE = Path(__file__).parent
+SEEDS = (8, 7, 5, 9)
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -32,36 +35,56 @@ def call(command: list[str]) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[dict, dict]:
-    """What one process found, and what two did."""
+def trained(tmp_path_factory) -> Callable[[int], tuple[dict, dict]]:
+    """What one process finds with a seed, and what two do."""
     folder = tmp_path_factory.mktemp("together")
-    script = str(HERE / "together.py")
-    found = []
-    for name, python in (("one.pt", [sys.executable]), ("two.pt", TWO)):
-        done = call([*python, script, str(folder / name)])
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(torch.load(folder / name))
-    return tuple(found)
+
+    @cache
+    def train(seed: int) -> tuple[dict, dict]:
+        found = []
+        for name, python in (("one.pt", [sys.executable]), ("two.pt", TWO)):
+            done = call([*python, str(HERE / "together.py"), str(folder / name), str(seed)])
+            assert done.returncode == 0, done.stderr[-3000:]
+            found.append(torch.load(folder / name))
+        return tuple(found)
+
+    return train
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_halves_are_one_whole(name, trained):
-    one, two = (found[name] for found in trained)
-    assert one["gradients"].keys() == two["gradients"].keys()
+    """Where a value lies at a grid's edge they round it apart and go ways of their own.
+
+    A seed with which no value does shows that they compute the same; chance can't.
+    """
+    complaints = []
+    for seed in SEEDS:
+        one, two = (found[name] for found in trained(seed))
+        complaints.append(difference(one, two))
+        assert torch.isfinite(two["images"]).all()
+        if complaints[-1] is None:
+            return
+    pytest.fail(f"seeds {SEEDS}: {complaints}")
+
+
+def difference(one: dict, two: dict) -> str | None:
+    """The first thing in which two runs differ by more than sums in another order do."""
+    for what in ("gradients", "curves", "student"):
+        assert one[what].keys() == two[what].keys()
     largest = max((float(g.abs().max()) for g in one["gradients"].values()), default=0.0)
     for key, gradient in one["gradients"].items():
         size = max(float(gradient.abs().max()), 1e-3 * largest)  # a later norm leaves noise alone
-        assert (gradient - two["gradients"][key]).abs().max() < 0.1 * size, (
-            key
-        )  # values at a grid's edge round apart
-    assert one["curves"].keys() == two["curves"].keys()
+        if (gradient - two["gradients"][key]).abs().max() >= 1e-2 * size:
+            return f"gradient {key}"
     for key, curve in one["curves"].items():
-        assert curve == pytest.approx(two["curves"][key], rel=1e-2, abs=1e-6), key
-    assert (one["images"] - two["images"]).abs().max() < 1e-3
-    assert torch.isfinite(two["images"]).all()
+        if curve != pytest.approx(two["curves"][key], rel=1e-2, abs=1e-6):
+            return f"curve {key}"
+    if (one["images"] - two["images"]).abs().max() >= 1e-3:
+        return "images"
     for key, value in one["student"].items():
-        if value.is_floating_point():
-            assert (value - two["student"][key]).abs().max() < 1e-3, key
+        if value.is_floating_point() and (value - two["student"][key]).abs().max() >= 1e-3:
+            return f"student {key}"
+    return None
 
 
 @pytest.fixture(scope="module")
