@@ -60,7 +60,7 @@ WIDTHS: tuple[Option, ...] = (
     click.option(
         "--sum-bits",
         type=BITS,
-        help="Width of values that are only added or pooled.  [default: 8]",
+        help="Width of what is added or pooled.  [default: 8]",
     ),
     click.option("--first-last-bits", type=BITS, help="Width of the first and the last layer."),
     click.option(

@@ -104,11 +104,12 @@ class QConfig:
     """How a network is quantized.
 
     `weight_bits` and `act_bits` are the widths of weights and of the activations that enter a
-    convolution or linear layer; `sum_bits` that of values that only enter additions,
-    concatenations, pooling or the output; `input_bits` that of the network's input.
-    `first_last_bits`, where given, overrides the width of the first and last layer. `layers`
-    are rules over qualified module names; the last match wins. `symmetric_activations` puts them
-    on signed grids around zero, as some accelerators want it: worth half a bit after a ReLU.
+    convolution or linear layer; `sum_bits` that of values that enter additions,
+    concatenations, pooling or the output, also where a layer reads them at fewer bits;
+    `input_bits` that of the network's input. `first_last_bits`, where given, overrides the width of
+    the first and last layer. `layers` are rules over qualified module names; the last match wins.
+    `symmetric_activations` puts them on signed grids around zero, as some accelerators want it:
+    worth half a bit after a ReLU.
     `per_tensor_weights` gives a weight one scale instead of one for each output channel.
     `equalize` moves scale between layers (`fxquant.graph.equalize`), by default where weights have
     one scale; `absorb_biases` moves high biases to the next layer (`fxquant.graph.absorb_biases`).

@@ -211,6 +211,8 @@ def test_boxes_say_widths_taps_and_reasons():
     assert f"gives 16{TIMES}8{TIMES}8, at 5 bits" in tip
     assert "will run in an integer kernel" in tip
     assert "batch norm tap layer2.bn1" in tip
+    tip = next(tip for tip in picture.tips if tip.startswith("conv1\n"))
+    assert f"gives 8{TIMES}16{TIMES}16, at 8 bits" in tip  # of which the next layer reads 5
     tip = next(tip for tip in picture.tips if tip.startswith("linear\n"))
     assert "no integer kernel: a layer rule keeps it float" in tip
 

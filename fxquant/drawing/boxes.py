@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.insert_quantizers import NARROWS
 from fxquant.graph.insert_taps import BN_TAPS, FEATURE_TAPS, Tap, is_tap
 from fxquant.graph.ops import LIMITS, kind, module_of
 from fxquant.graph.prepare import Prepared
@@ -104,7 +105,8 @@ class _Folder:
         """Whether a node only marks, or is fused into, the box of the value that it reads."""
         module = module_of(node)
         if isinstance(module, Quantizer):
-            self.boxes[box].bits = module.spec.bits
+            if NARROWS not in node.meta:  # the layer that reads it so says so itself
+                self.boxes[box].bits = module.spec.bits
             return True
         if isinstance(module, Tap):
             self.boxes[box].taps.setdefault(FEATURE_TAPS, []).append(module.name)
