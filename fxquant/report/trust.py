@@ -17,7 +17,7 @@ class Trust:
 # docs/results.md, "How far to trust a run".
 _LEVELS = (
     (14.0, "high", "runs with so much lost under a point of accuracy, rarely more"),
-    (10.0, "fair", "runs with so much lost one to three points of accuracy"),
+    (10.0, "fair", "runs with so much lost up to three points of accuracy"),
     (float("-inf"), "low", "runs with so little lost about three points of accuracy or more"),
 )
 
