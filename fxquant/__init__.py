@@ -32,7 +32,7 @@ _PUBLIC = {
     "train": "fxquant.pipeline",
 }
 __all__ = [*_PUBLIC, "__version__"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str):
