@@ -105,7 +105,7 @@ class QConfig:
 
     `weight_bits` and `act_bits` are the widths of weights and of the activations that enter a
     convolution or linear layer; `sum_bits` that of values that enter additions,
-    concatenations, pooling or the output, also where a layer reads them at fewer bits;
+    concatenations or pooling, also where a layer reads them at fewer bits, or the output alone;
     `input_bits` that of the network's input. `first_last_bits`, where given, overrides the width of
     the first and last layer. `layers` are rules over qualified module names; the last match wins.
     `symmetric_activations` puts them on signed grids around zero, as some accelerators want it:
