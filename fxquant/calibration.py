@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from fxquant.graph.insert_quantizers import is_activation_quantizer, quantized_layers
+from fxquant.graph.insert_quantizers import READS_INPUT, quantized_layers
 from fxquant.graph.ops import module_of, tensor_of
 from fxquant.graph.regions import all_nodes, interpreted, value_name
 from fxquant.inputs import Inputs, as_inputs, split
@@ -36,9 +36,10 @@ def calibrate(
 
     Ranges are those of the float network on `images`, (n, channels, height, width), or one such
     tensor for each input of the model, so a second call on the same images and weights changes
-    nothing. With an `input_reach` the network's inputs have another range, whatever the estimator:
-    all of `images`, and at least so many standard deviations on each side of their mean. Generated
-    images need not reach as far as real ones, and what is cut off there no layer gets back.
+    nothing. With an `input_reach` what the first layer reads, the network's input as it is or as
+    the network scales it itself, has another range, whatever the estimator: all of its values on
+    `images`, and at least so many standard deviations on each side of their mean. Generated images
+    need not reach as far as real ones, and what is cut off there no layer gets back.
     """
     quantizers = [m for m in student.modules() if isinstance(m, Quantizer)]
     weights = {
@@ -62,9 +63,8 @@ def calibrate(
 
 
 def _input_quantizers(student: nn.Module) -> set[Quantizer]:
-    """Those of what the whole network reads."""
-    nodes = [node for node in all_nodes(student) if is_activation_quantizer(node)]
-    return {module_of(node) for node in nodes if node.args[0].meta.get("network_input")}
+    """Those of what the whole network reads, as it is or as the network scales it first."""
+    return {module_of(node) for node in all_nodes(student) if node.meta.get(READS_INPUT)}
 
 
 def _calibrate_weight(weight: Tensor, quantizer: Quantizer, estimator: RangeEstimator) -> None:

@@ -87,6 +87,31 @@ def test_an_input_reach_widens_the_range_of_the_input_alone(name):
     assert ends[1] > dull.mean() + 0.98 * reach
 
 
+class ScalesItsInput(nn.Module):
+    """Takes pixels from 0 to 1 and brings them to a mean and a deviation itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).reshape(3, 1, 1))
+
+    def forward(self, x):
+        return self.layers((x - self.mean) / 0.25)
+
+
+def test_an_input_reach_widens_what_a_network_makes_of_its_input():
+    p = prepare(ScalesItsInput(), QConfig(4, 4), (3, 16, 16))
+    dull = images().clamp(-0.1, 0.1) + 0.5
+    calibrate(p.student, dull)
+    before = {name: quantizer.scale for name, quantizer in quantizers(p.student).items()}
+    calibrate(p.student, dull, input_reach=12.0)
+    after = quantizers(p.student)
+    changed = [name for name, q in after.items() if not torch.equal(q.scale, before[name])]
+    assert changed == ["activation_quantizers.truediv"]
+    scaled = (dull - p.student.mean) / 0.25
+    assert 255 * after[changed[0]].scale > 1.9 * 12 * scaled.std()
+
+
 @pytest.mark.parametrize("name", ["residual", "inverted_residual", "concat", "shared_relu"])
 def test_corrected_biases_keep_the_teachers_channel_means(name):
     p, x = prepared(name, bits=3), images()

@@ -102,10 +102,10 @@ class Schedule:
     the student to train on, half of each batch, and as many of those that the sampler makes
     meanwhile for the other half; 0 to draw fresh ones each step; `crop`: pixels by which a replayed
     image is shifted at most, beside being mirrored. `ranges` says how a quantizer's range follows
-    from the values on `calibration_images` (`fxquant.ranges.ESTIMATORS`); that of the network's
-    inputs goes `input_reach` of their standard deviations each way at least, where it is above 0
-    (`fxquant.calibration.calibrate`). `round_weights` and `correct_biases` adjust the layers in
-    closed form (`fxquant.calibration.adjust_layers`);
+    from the values on `calibration_images` (`fxquant.ranges.ESTIMATORS`); that of what the first
+    layer reads goes `input_reach` of their standard deviations each way at least, where it is
+    above 0 (`fxquant.calibration.calibrate`). `round_weights` and `correct_biases` adjust the
+    layers in closed form (`fxquant.calibration.adjust_layers`);
     `analytic_biases` corrects biases before, by what batch norms tell alone
     (`fxquant.graph.correct_biases`).
     `student_lr` is in steps of each layer's own grid, `scale_lr` that of the scales' logarithms;

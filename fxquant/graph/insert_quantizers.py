@@ -20,11 +20,20 @@ from fxquant.graph.regions import all_nodes
 from fxquant.quantizer import Quantizer
 from fxquant.spec import QConfig, QSpec
 
-__all__ = ["ACTIVATIONS", "NARROWS", "insert_quantizers", "layer_name", "quantized_layers"]
+__all__ = [
+    "ACTIVATIONS",
+    "NARROWS",
+    "READS_INPUT",
+    "insert_quantizers",
+    "layer_name",
+    "quantized_layers",
+]
 
 ACTIVATIONS = "activation_quantizers"
 # Mark of a quantizer that layers read a value through which others read at more bits.
 NARROWS = "narrows"
+# Mark of a quantizer of the network's input, or of what is computed from it before any layer.
+READS_INPUT = "reads_input"
 _CONV = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 _CONVOLUTIONS = {
@@ -51,6 +60,7 @@ def insert_quantizers(gm: GraphModule, config: QConfig, ends: Collection[str] = 
     grids = {}
     for node, bits in plan.values.items():
         grids[node] = _quantize_activation(gm, node, QSpec(bits, config.symmetric_activations))
+        grids[node].meta[READS_INPUT] = node in plan.inputs
     for (node, bits), readers in plan.narrowed.items():
         spec = QSpec(bits, config.symmetric_activations)
         _narrow(gm, grids.get(node, node), f"{node.name}_{bits}_bits", spec, readers)

@@ -36,12 +36,14 @@ COMPUTED_WEIGHT = "its weight is computed while the network runs"
 class Plan:
     """Layers with their widths, and values that get a quantizer with theirs, in graph order.
 
-    `narrowed`: values that some layers or products read at a lower width than they have otherwise,
-    with that width and those readers.
+    `inputs`: those of `values` that are the network's input, or computed from it before its first
+    layer. `narrowed`: values that some layers or products read at a lower width than they have
+    otherwise, with that width and those readers.
     """
 
     layers: dict[Node, LayerBits]
     values: dict[Node, int]
+    inputs: set[Node]
     narrowed: dict[tuple[Node, int], list[Node]]
 
 
@@ -61,7 +63,8 @@ def plan_quantizers(
     view = _View(widths, early, readers(gm.graph), redundant_limits(gm.graph), config)
     found = {node: view.width(node) for node in gm.graph.nodes}
     values = {node: bits for node, bits in found.items() if bits is not None}
-    return Plan(chosen, values, view.narrowed(values))
+    inputs = {node for node in values if node in early and node.op != "get_attr"}
+    return Plan(chosen, values, inputs, view.narrowed(values))
 
 
 def layer_name(node: Node) -> str:
