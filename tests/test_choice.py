@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxquant.datafree.choice import Choice
+from fxquant.datafree.choice import COPIES, NOISE, Choice, disturbed
 from fxquant.datafree.objective import output_distances
 from fxquant.datafree.recipe import Schedule
 
@@ -57,6 +57,36 @@ def test_the_student_that_is_kept(before, after, keep_closer, kept):
     chosen.after_training("trained", IMAGES)
     assert chosen.kept == kept
     assert torch.all(chosen.student.offset == (after if kept == "trained" else before))
+
+
+def test_disturbed_images_are_the_same_each_time_and_each_copy_its_own():
+    images = 5 * IMAGES + 3
+    found = disturbed(images)
+    assert torch.equal(found, disturbed(images))
+    copies = found.reshape(COPIES, *images.shape)
+    assert not torch.equal(copies[0], copies[1])
+    assert (copies - images).std() == pytest.approx(5 * NOISE, rel=0.1)
+
+
+def test_a_student_that_is_closer_on_what_it_saw_alone_goes_back():
+    """It sits on the images, to each of which it answers right, and nowhere else."""
+
+    class ByHeart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.teacher = Shifted(0.0)
+            self.by_heart = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen = (x[:, None] == IMAGES).all(2).any(1)[:, None].float()
+            return self.teacher(x) * (0.7 + 0.3 * self.by_heart * seen - 0.2 * self.by_heart)
+
+    chosen = Choice(Shifted(0.0), ByHeart(), Schedule(steps=1, batch=16))
+    chosen.before_training()
+    with torch.no_grad():
+        chosen.student.by_heart.fill_(1.0)
+    chosen.after_training("trained", IMAGES)
+    assert chosen.kept == "calibrated"
 
 
 def test_choices_continue_from_their_state():

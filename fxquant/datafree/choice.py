@@ -7,6 +7,7 @@ import logging
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fxquant.datafree import processes
@@ -17,6 +18,10 @@ logger = logging.getLogger(__name__)
 
 # Share of a student's distance from its teacher on images held back that training may leave.
 WORTH_TRAINING = 0.95
+# How often images held back are disturbed to compare students on, and the noise's deviation in
+# deviations of the images.
+COPIES = 4
+NOISE = 0.3
 
 
 class Choice:
@@ -55,7 +60,9 @@ class Choice:
 
         It goes back where WORTH_TRAINING isn't met. The distance is the geometric mean of the
         squared error of outputs and the divergence of decisions: images held back are few, on which
-        the second depends on a handful near a border, and the first says little of decisions.
+        the second depends on a handful near a border, and the first says little of decisions. It is
+        measured on `disturbed` images: generated ones are all alike, as real ones are not, and what
+        fits them best is not what serves those.
         """
         if self.schedule.keep_closer and not self._is_closer(trained, held_back):
             self.student.load_state_dict(self._before)
@@ -65,20 +72,21 @@ class Choice:
 
     def _is_closer(self, trained: str, held_back: Tensor) -> bool:
         now = copy.deepcopy(self.student.state_dict())
-        found = self._distance(held_back)
+        images = disturbed(held_back)
+        found = self._distance(images)
         self.student.load_state_dict(self._before)
-        before = self._distance(held_back)
+        before = self._distance(images)
         self.student.load_state_dict(now)
         closer = processes.agree(found < WORTH_TRAINING * before)
         words = self.kept, before, trained, found, trained if closer else self.kept
         logger.info("distance on images held back: %s %.4g, %s %.4g; %s is kept", *words)
         return closer
 
-    def _distance(self, held_back: Tensor) -> float:
-        return math.sqrt(math.prod(self._distances(held_back)))
+    def _distance(self, images: Tensor) -> float:
+        return math.sqrt(math.prod(self._distances(images)))
 
-    def _distances(self, held_back: Tensor) -> tuple[float, float]:
-        return output_distances(self.teacher, self.student, held_back, self.schedule.batch)
+    def _distances(self, images: Tensor) -> tuple[float, float]:
+        return output_distances(self.teacher, self.student, images, self.schedule.batch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was decided and remembered."""
@@ -88,6 +96,14 @@ class Choice:
         """The inverse of `state_dict`."""
         self.trains, self.kept = state["trains"], state["kept"]
         self._before = state["before"]
+
+
+def disturbed(images: Tensor) -> Tensor:
+    """COPIES of images (n, ...), each under noise of its own, which is the same in each call."""
+    rng = torch.Generator().manual_seed(0)
+    copies = images.repeat(COPIES, *[1] * (images.dim() - 1))
+    noise = torch.randn(copies.shape, generator=rng).to(copies)
+    return copies + NOISE * images.std() * noise
 
 
 def _decibels(error: float) -> float:
