@@ -96,14 +96,14 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "default": replace(
             _FAST,
             polish=Polish(steps=40, batches=6),
-            schedule=replace(_FAST.schedule, warmup=150, steps=600, replay=1024),
+            schedule=replace(_FAST.schedule, warmup=150, steps=300, replay=1024),
             reconstruction=Reconstruction(steps=250, rounding_lr=2e-2),
             importance=ImportanceSettings(probes=20),
         ),
         "best": replace(
             _FAST,
-            polish=Polish(steps=60, batches=9),
-            schedule=replace(_FAST.schedule, warmup=200, steps=1500, replay=2048),
+            polish=Polish(steps=60, batches=6),
+            schedule=replace(_FAST.schedule, warmup=200, steps=300, replay=1024),
             reconstruction=Reconstruction(steps=600, rounding_lr=1e-2),
             importance=ImportanceSettings(probes=20),
         ),
