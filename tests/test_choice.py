@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -45,10 +46,11 @@ def move(chosen: Choice, by: float) -> None:
     [
         (0.5, 0.1, True, "trained"),
         (0.1, 0.5, True, "calibrated"),
-        (0.5, 0.499, True, "calibrated"),
+        (0.5, 0.505, True, "trained"),
+        (0.1, math.nan, True, "calibrated"),
         (0.1, 0.5, False, "trained"),
     ],
-    ids=["closer", "farther", "a gain too small to matter", "in any case"],
+    ids=["closer", "farther", "a little farther", "not a number", "in any case"],
 )
 def test_the_student_that_is_kept(before, after, keep_closer, kept):
     chosen = choice(before, keep_closer=keep_closer)
@@ -118,7 +120,7 @@ def test_the_divergence_of_what_are_no_logits_is_their_relative_error():
     assert error == divergence == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_divergence_is_never_below_zero_and_a_student_as_close_is_no_closer():
+def test_a_divergence_is_never_below_zero():
     """Of outputs that differ in their last digits, rounding makes the divergence what it likes."""
     raw = []
     for by in torch.linspace(1e-8, 1e-6, 50).tolist():
@@ -126,7 +128,4 @@ def test_a_divergence_is_never_below_zero_and_a_student_as_close_is_no_closer():
         p, q = (net(IMAGES).log_softmax(1) for net in (chosen.teacher, chosen.student))
         raw.append(float((p.exp() * (p - q)).sum(1).mean().detach()))
         assert output_distances(chosen.teacher, chosen.student, IMAGES, 16)[1] >= 0
-        chosen.before_training()
-        chosen.after_training("trained", IMAGES)
-        assert chosen.kept == "calibrated"
     assert min(raw) < 0

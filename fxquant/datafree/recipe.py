@@ -111,7 +111,7 @@ class Schedule:
     `student_lr` is in steps of each layer's own grid, `scale_lr` that of the scales' logarithms;
     both follow half a cosine to 0. `train_below` leaves a student as it was calibrated where its
     outputs have at least so much SQNR, in dB, on images held back; 0 trains it in any case.
-    `keep_closer` undoes reconstruction or fine-tuning where it brought the student no closer there.
+    `keep_closer` undoes reconstruction or fine-tuning that took the student farther away there.
     """
 
     batch: int = 64
