@@ -17,8 +17,8 @@ from fxquant.datafree.recipe import Schedule
 logger = logging.getLogger(__name__)
 
 # How many times as far from its teacher as before training may leave a student, on images held
-# back. Nearly always it brings one closer on real images (docs/results.md), and what says that it
-# didn't is off by some percent.
+# back. Nearly always it brings one closer on real images, and what says that it didn't is off by a
+# tenth or so (docs/results.md).
 TOO_FAR = 1.05
 # How often images held back are disturbed to compare students on, and the noise's deviation in
 # deviations of the images.

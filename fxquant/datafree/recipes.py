@@ -67,8 +67,8 @@ _PSAQ = replace(
 # What helps most for its time, beside the paper: pixels of the generator's images are optimised
 # before they are kept; the input's range reaches past theirs; weights are rounded for their layers'
 # outputs, then for those of their units; stored images are replayed, shifted and mirrored; the
-# output is distilled beside the features. Of 25 dB and more, as 6 and 8 bits leave,
-# training takes as much as it gives.
+# output is distilled beside the features. Of 25 dB and more, as 6 and 8 bits leave, training takes
+# as much as it gives.
 _FAST = replace(
     _DDAQ,
     student_terms=(Term("features", 1.0, weighting="layer"), Term("output", 1.0)),
