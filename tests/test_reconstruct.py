@@ -169,6 +169,31 @@ def test_values_that_do_not_fit_are_cut_to_fewer_images(monkeypatch):
     assert run(make(p, weights, replace(SETTINGS, steps=2)))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_a_share_of_a_mixed_value_is_the_float_one(layout):
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(8, 16, 9, 9, generator=rng) for _ in range(2))
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        x, y = x[:, ::2], y[:, 1::2]
+    x, y = x.requires_grad_(), y.requires_grad_()
+    mixed = module._mix(x, y, 0.25, rng)
+    taken = mixed == y
+    assert bool((taken | (mixed == x)).all())
+    assert float(taken.float().mean()) == pytest.approx(0.25, abs=0.03)
+    for axis in ((0, 1), (2, 3)):  # no channel, image or place is left out
+        assert float(taken.float().mean(axis).max()) < 0.6
+    mixed.sum().backward()
+    assert torch.equal(x.grad, (~taken).float())
+    assert torch.equal(y.grad, taken.float())
+
+
+def test_whole_numbers_are_not_mixed():
+    x = torch.arange(8)
+    assert module._mix(x, x + 1, 0.5, torch.Generator()) is x
+
+
 def test_no_steps_is_no_reconstruction():
     p, weights = calibrated("plain")
     reconstructor = make(p, weights, Reconstruction())
