@@ -151,6 +151,9 @@ def run(
         logger.info(note)
         prepared = replace(prepared, notes=(*prepared.notes, note))
     engine = train(prepared, settings, watcher, state)
+    if engine.pixels != settings.recipe.sampler.pixels and engine.pixels != "standard":
+        note = f"images were generated with pixels {engine.pixels}: those fit its first batch norm"
+        prepared = replace(prepared, notes=(*prepared.notes, note))
     student = engine.student.cpu().requires_grad_(False)
     require_sound(student)
     snap_biases(student)

@@ -196,7 +196,8 @@ def test_nan_in_the_images_names_the_curve(name):
         if name == "ddaq":
             engine.sampler.network.project.bias[0] = torch.nan
         else:
-            engine.sampler.draw()[0, 0, 0, 0] = torch.nan
+            engine.sampler.draw()
+            engine.sampler.images[0, 0, 0, 0] = torch.nan
     with pytest.raises(DivergenceError, match=r"diverged: warm-up/sampler.* is nan at step 1") as e:
         engine.run()
     assert "of the generator is not finite" in e.value.message

@@ -20,6 +20,7 @@ from fxquant.datafree.importance import Importance, measure_importance
 from fxquant.datafree.objective import Objective
 from fxquant.datafree.optimizer import set_learning_rates, student_optimizer
 from fxquant.datafree.phases import Phase
+from fxquant.datafree.pixel_scale import SCALES, measure_scale
 from fxquant.datafree.recipe import HELD_BACK, Recipe, Term
 from fxquant.datafree.reconstruct import Reconstructor
 from fxquant.datafree.samplers import (
@@ -49,7 +50,8 @@ class Engine:
 
     `image_shape` is (channels, height, width). Everything random comes from `seed`, drawn on the
     host, so that a seed repeats on the same machine. `run` goes through the recipe's phases;
-    between two steps `state_dict` holds all there is to continue from.
+    between two steps `state_dict` holds all there is to continue from. `pixels` is the name of the
+    scale that images have.
     """
 
     def __init__(
@@ -72,12 +74,17 @@ class Engine:
         check_recipe(recipe, teacher, image_shape)
         processes.require_divisible("schedule.batch", recipe.schedule.batch)
         processes.require_divisible("polish.batch", recipe.polish.batch)
-        self.objective = Objective(self.teacher, self.student)
+        self.pixels = recipe.sampler.pixels
+        if self.pixels == "measured":
+            self.pixels = processes.agree(measure_scale(self.teacher, image_shape))
+            logger.info("images are generated with %s pixels", self.pixels)
+        scale = SCALES[self.pixels]
+        self.objective = Objective(self.teacher, self.student, scale)
         self.rng = torch.Generator().manual_seed(seed)
         make_sampler = SAMPLERS[recipe.sampler.kind]
         schedule = recipe.schedule
         self.sampler = make_sampler(
-            recipe.sampler, image_shape, schedule.batch, self.rng, self.device
+            recipe.sampler, image_shape, schedule.batch, self.rng, self.device, scale
         )
         self.polisher = make_polisher(
             recipe.polish, self.sampler, image_shape, self.rng, self.device

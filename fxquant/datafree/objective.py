@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxquant.datafree import losses, processes
 from fxquant.datafree.importance import Importance, nearest_layers
+from fxquant.datafree.pixel_scale import SCALES, PixelScale
 from fxquant.datafree.recipe import Term
 from fxquant.graph.insert_taps import ATTENTION_TAPS, BN_TAPS, FEATURE_TAPS, record, tap_names
 from fxquant.inputs import flatten
@@ -51,11 +52,13 @@ class View:
 class Objective:
     """Evaluates terms for one pair of teacher and student.
 
-    Layer importance counts as absent until `set_importance`.
+    Layer importance counts as absent until `set_importance`. `scale` is that of the images.
     """
 
-    def __init__(self, teacher: nn.Module, student: nn.Module):
-        self.teacher, self.student = teacher, student
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, scale: PixelScale = SCALES["standard"]
+    ):
+        self.teacher, self.student, self.scale = teacher, student, scale
         self.targets = _bn_targets(teacher)
         self.names = {group: tap_names(teacher, group) for group in (BN_TAPS, FEATURE_TAPS)}
         self.importance: dict[str, Tensor] = {}
@@ -146,10 +149,10 @@ def _bn_statistics(objective: Objective, term: Term, view: View) -> Tensor:
 
 
 def _input_statistics(objective: Objective, term: Term, view: View) -> Tensor:
-    channels = view.images.shape[1]
-    zero = view.images.new_zeros(channels)
+    images = objective.scale.to_standard(view.images)
+    zero = images.new_zeros(images.shape[1])
     return losses.statistics_distance(
-        view.images, zero, zero + 1, per_sample=term.per_sample, across=_across()
+        images, zero, zero + 1, per_sample=term.per_sample, across=_across()
     )
 
 

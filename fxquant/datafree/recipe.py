@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from fxquant.datafree.pixel_scale import SCALES
 from fxquant.datafree.plain import build, check_numbers, require
 from fxquant.ranges import ESTIMATORS
 
@@ -61,7 +62,8 @@ class Sampler:
     """What draws images: `generator` (a network fed with noise) or `images` (pixels themselves).
 
     `batches` is how many batches of images are optimised one after the other where they are
-    optimised directly; a generator has one life.
+    optimised directly; a generator has one life. `pixels` is the scale of the images, one of
+    `fxquant.datafree.pixel_scale.SCALES`, or `measured`: which of them fits the first batch norm.
     """
 
     kind: str
@@ -70,9 +72,15 @@ class Sampler:
     latent: int = 256
     width: int = 128
     batches: int = 1
+    pixels: str = "standard"
 
     def __post_init__(self) -> None:
         check_numbers(self, "sampler")
+        require(
+            self.pixels in ("measured", *SCALES),
+            f"unknown scale '{self.pixels}' of the sampler's pixels",
+            f"one of {', '.join(('measured', *SCALES))}",
+        )
         require(
             self.kind in ("generator", "images"),
             f"unknown sampler '{self.kind}'",

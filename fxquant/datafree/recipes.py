@@ -71,6 +71,7 @@ _PSAQ = replace(
 # as much as it gives.
 _FAST = replace(
     _DDAQ,
+    sampler=replace(_DDAQ.sampler, pixels="measured"),
     student_terms=(Term("features", 1.0, weighting="layer"), Term("output", 1.0)),
     polish=Polish(steps=30, batches=3),
     schedule=Schedule(

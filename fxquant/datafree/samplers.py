@@ -12,7 +12,10 @@ from torch import Tensor
 
 from fxquant.datafree import processes
 from fxquant.datafree.generator import Generator, sample_latent
+from fxquant.datafree.pixel_scale import SCALES, PixelScale
 from fxquant.datafree.recipe import Polish, Sampler
+
+STANDARD = SCALES["standard"]
 
 
 def cosine(step: int, total: int) -> float:
@@ -30,8 +33,10 @@ class GeneratorSampler:
         batch: int,
         rng: torch.Generator,
         device: torch.device,
+        scale: PixelScale = STANDARD,
     ):
         self.settings, self.batch, self.rng, self.device = settings, batch, rng, device
+        self.scale = scale
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
             network = Generator(image_shape, settings.latent, settings.width)
@@ -44,14 +49,17 @@ class GeneratorSampler:
         """Fresh images, this process's part of (batch, channels, height, width), with gradient."""
         latent = sample_latent(self.batch, self.settings.latent, rng or self.rng, self.device)
         self._latent = processes.part(latent)
-        return self.network(self._latent)
+        return self._images()
+
+    def _images(self) -> Tensor:
+        return self.scale.from_standard(self.network(self._latent))
 
     def step(self, images: Tensor, gradient: Tensor, rate: float) -> None:
         """One optimiser step at `rate` times the learning rate, for a gradient of a loss.
 
         `images` are those drawn last; without their graph, which takes memory, they are made anew.
         """
-        images = images if images.requires_grad else self.network(self._latent)
+        images = images if images.requires_grad else self._images()
         _follow(self.optimizer, images, gradient, self.settings.lr * rate)
 
     @torch.no_grad()
@@ -69,7 +77,7 @@ class GeneratorSampler:
 
 
 class PixelSampler:
-    """Images whose pixels are optimised directly, batch after batch.
+    """Images whose pixels, as standard ones, are optimised directly, batch after batch.
 
     `start` draws what a batch starts from; by default noise, as in ZeroQ (Cai et al., 2020).
     """
@@ -81,9 +89,10 @@ class PixelSampler:
         batch: int,
         rng: torch.Generator,
         device: torch.device,
+        scale: PixelScale = STANDARD,
         start: Callable[[], Tensor] | None = None,
     ):
-        self.settings, self.device = settings, device
+        self.settings, self.device, self.scale = settings, device, scale
         self.start = start or partial(_pixel_noise, (batch, *image_shape), rng, device)
         self.finished: list[Tensor] = []
         self.images: Tensor | None = None
@@ -93,7 +102,7 @@ class PixelSampler:
         """This process's part of the batch that is being optimised, (batch, ...)."""
         if self.images is None:
             self._optimize(self.start())
-        return processes.part(self.images)
+        return self.scale.from_standard(processes.part(self.images))
 
     def _optimize(self, images: Tensor) -> None:
         self.images = images.detach().clone().requires_grad_(True)
@@ -106,7 +115,7 @@ class PixelSampler:
 
     def finish_batch(self) -> None:
         """Put the batch aside; the next draw starts another."""
-        self.finished.append(self.images.detach())
+        self.finished.append(self.scale.from_standard(self.images.detach()))
         self.images = self.optimizer = None
 
     def collect(self, count: int, rng: torch.Generator | None = None) -> Tensor:
@@ -143,9 +152,13 @@ def make_polisher(
     """Optimises the pixels of what a generator draws, where the recipe asks for it."""
     if not settings.steps:
         return None
-    start = partial(sampler.collect, settings.batch)
+    scale = sampler.scale
+
+    def start() -> Tensor:
+        return scale.to_standard(sampler.collect(settings.batch))
+
     adam = Sampler("images", lr=settings.lr, betas=(0.9, 0.999))
-    return PixelSampler(adam, image_shape, settings.batch, rng, device, start)
+    return PixelSampler(adam, image_shape, settings.batch, rng, device, scale, start)
 
 
 def _follow(optimizer: torch.optim.Optimizer, images: Tensor, gradient: Tensor, lr: float) -> None:
