@@ -74,10 +74,7 @@ class Engine:
         check_recipe(recipe, teacher, image_shape)
         processes.require_divisible("schedule.batch", recipe.schedule.batch)
         processes.require_divisible("polish.batch", recipe.polish.batch)
-        self.pixels = recipe.sampler.pixels
-        if self.pixels == "measured":
-            self.pixels = processes.agree(measure_scale(self.teacher, image_shape))
-            logger.info("images are generated with %s pixels", self.pixels)
+        self.pixels = self._find_pixels(image_shape)
         scale = SCALES[self.pixels]
         self.objective = Objective(self.teacher, self.student, scale)
         self.rng = torch.Generator().manual_seed(seed)
@@ -107,6 +104,15 @@ class Engine:
         self.choice = Choice(self.teacher, self.student, schedule)
         self.seconds: dict[str, float] = {}
         self.phase_index, self.step = 0, 0
+
+    def _find_pixels(self, image_shape: tuple[int, ...]) -> str:
+        """The scale of images that the recipe names, or the one that fits the teacher."""
+        pixels = self.recipe.sampler.pixels
+        if pixels == "measured":
+            batch = self.recipe.schedule.batch
+            pixels = processes.agree(measure_scale(self.teacher, image_shape, batch))
+            logger.info("images are generated with %s pixels", pixels)
+        return pixels
 
     def run(self, *, only: str | None = None) -> None:
         """Go through the phases, or the `only` one, from wherever the state stands."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fxquant.datafree import losses
 from fxquant.graph.insert_taps import BN_TAPS, record
 
-# So many images are looked at: statistics of a batch norm need few.
-IMAGES = 16
+# So many images are looked at, at most: statistics of a batch norm need few.
+MOST_IMAGES = 16
 # Share of standard images' distance that those of another scale must be within to be preferred.
 CLEARLY_CLOSER = 0.75
 
@@ -46,17 +46,20 @@ HALF_STANDARD = PixelScale(-0.1, 0.54)
 
 
 @torch.no_grad()
-def measure_scale(teacher: nn.Module, image_shape: tuple[int, ...]) -> str:
+def measure_scale(
+    teacher: nn.Module, image_shape: tuple[int, ...], batch: int = MOST_IMAGES
+) -> str:
     """The name of the scale whose images give the first batch norm nearly its running statistics.
 
     Images are of noise whose amplitudes fall with frequency as those of photographs do (Field,
     1987), so that filters of any kind respond to them as they do to pictures. `standard` where
-    there is nothing to tell it by: no batch norm, or no (channels, height, width).
+    there is nothing to tell it by: no batch norm, or no (channels, height, width). No more than
+    `batch` images are in memory at once.
     """
     if len(image_shape) != 3:
         return "standard"
     parameter = next(teacher.parameters(), torch.empty(0))
-    images = smooth_noise(IMAGES, image_shape).to(parameter)
+    images = smooth_noise(min(batch, MOST_IMAGES), image_shape).to(parameter)
     distances = {name: _distance(teacher, s.from_standard(images)) for name, s in SCALES.items()}
     half = _distance(teacher, HALF_STANDARD.from_standard(images))
     distances["standard"] = min(distances["standard"], half) * CLEARLY_CLOSER
