@@ -72,7 +72,11 @@ class Run:
 
     def wait(self) -> int:
         """The exit code, or minus the signal that ended it."""
-        return self.server._ask({"wait": self.pid})["code"]
+        return self.server._ask({"wait": self.pid, "seconds": None})["code"]
+
+    def wait_at_most(self, seconds: float) -> int | None:
+        """The same, None where it has not ended by then."""
+        return self.server._ask({"wait": self.pid, "seconds": seconds})["code"]
 
     def wait_until(self, condition, seconds: float = 300) -> None:
         """Poll until a condition holds."""
@@ -92,7 +96,7 @@ def _serve() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
-            answer = {"code": os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])}
+            answer = {"code": _wait(order["wait"], order["seconds"])}
         else:
             pid = os.fork()
             if not pid:
@@ -100,6 +104,19 @@ def _serve() -> None:
             answer = {"pid": pid}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _wait(pid: int, seconds: float | None) -> int | None:
+    """How a fork ended; None where it has not within the seconds."""
+    if seconds is None:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    return None
 
 
 def _import_all() -> None:

@@ -55,7 +55,8 @@ def _kill_once(server: ForkServer, folder: Path, arguments: list[str], after: fl
     """What the run had said when it was killed; None where it had ended by itself."""
     (folder / "killed").unlink(missing_ok=True)
     run = server.start(arguments, folder / "killed", seconds_between_checkpoints=0.2)
-    time.sleep(after)
+    if run.wait_at_most(after) is not None:
+        return None
     run.signal(signal.SIGKILL)
     return run.text() if run.wait() == -signal.SIGKILL else None
 
