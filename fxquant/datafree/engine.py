@@ -111,7 +111,7 @@ class Engine:
         if pixels == "measured":
             batch = self.recipe.schedule.batch
             pixels = processes.agree(measure_scale(self.teacher, image_shape, batch))
-            logger.info("images are generated with %s pixels", pixels)
+            logger.info("scale of the pixels of generated images: %s", pixels)
         return pixels
 
     def run(self, *, only: str | None = None) -> None:
