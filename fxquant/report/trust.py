@@ -18,7 +18,7 @@ class Trust:
 _LEVELS = (
     (14.0, "high", "runs with so much lost under a point of accuracy, rarely more"),
     (10.0, "fair", "runs with so much lost up to three points of accuracy"),
-    (float("-inf"), "low", "runs with so little lost one and a half points of accuracy or more"),
+    (float("-inf"), "low", "runs with so little lost about a point of accuracy or more, some ten"),
 )
 
 
