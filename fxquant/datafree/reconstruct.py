@@ -62,6 +62,8 @@ class Reconstructor:
 
     def begin(self, images: Tensor) -> None:
         """Reconstruct on these images, (n, channels, height, width)."""
+        if images.dim() == 4:  # values are mixed in the order of memory, the same in every run
+            images = images.contiguous(memory_format=torch.channels_last)
         self.images = images if self.total else None
 
     def step(self, index: int) -> dict[str, Tensor]:
