@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxquant.datafree import losses, processes
 from fxquant.datafree.importance import Importance, nearest_layers
-from fxquant.datafree.pixel_scale import SCALES, PixelScale
+from fxquant.datafree.pixel_scale import STANDARD, PixelScale
 from fxquant.datafree.recipe import Term
 from fxquant.graph.insert_taps import ATTENTION_TAPS, BN_TAPS, FEATURE_TAPS, record, tap_names
 from fxquant.inputs import flatten
@@ -55,9 +55,7 @@ class Objective:
     Layer importance counts as absent until `set_importance`. `scale` is that of the images.
     """
 
-    def __init__(
-        self, teacher: nn.Module, student: nn.Module, scale: PixelScale = SCALES["standard"]
-    ):
+    def __init__(self, teacher: nn.Module, student: nn.Module, scale: PixelScale = STANDARD):
         self.teacher, self.student, self.scale = teacher, student, scale
         self.targets = _bn_targets(teacher)
         self.names = {group: tap_names(teacher, group) for group in (BN_TAPS, FEATURE_TAPS)}

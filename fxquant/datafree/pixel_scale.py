@@ -33,9 +33,11 @@ class PixelScale:
         return (images - self.mean) / self.std
 
 
+STANDARD = PixelScale()
+
 # Photographs are somewhat darker than half, and deviate by a quarter of the range.
 SCALES = {
-    "standard": PixelScale(),
+    "standard": STANDARD,
     "0 to 1": PixelScale(0.45, 0.27),
     "0 to 255": PixelScale(115.0, 69.0),
     "0 to 255, centred": PixelScale(0.0, 69.0),

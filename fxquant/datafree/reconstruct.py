@@ -62,9 +62,11 @@ class Reconstructor:
 
     def begin(self, images: Tensor) -> None:
         """Reconstruct on these images, (n, channels, height, width)."""
+        if not self.total:
+            return
         if images.dim() == 4:  # values are mixed in the order of memory, the same in every run
             images = images.contiguous(memory_format=torch.channels_last)
-        self.images = images if self.total else None
+        self.images = images
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Step `index` of `total`: the unit's relative squared error."""

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from fxquant.datafree import processes
 from fxquant.datafree.generator import Generator, sample_latent
-from fxquant.datafree.pixel_scale import SCALES, PixelScale
+from fxquant.datafree.pixel_scale import STANDARD, PixelScale
 from fxquant.datafree.recipe import Polish, Sampler
-
-STANDARD = SCALES["standard"]
 
 
 def cosine(step: int, total: int) -> float:
