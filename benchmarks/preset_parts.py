@@ -107,16 +107,20 @@ def main() -> int:
 
 
 def parse_args() -> argparse.Namespace:
+    known = (*digits_nets.NETWORKS, *resnet20.NETWORKS)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--digits", type=Path, default=Path("runs/digits"))
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", nargs="+", default=["inverted", "pre-activation", "dense"])
+    parser.add_argument("--only", nargs="+", choices=known, default=["inverted", "dense"])
     parser.add_argument("--parts", nargs="+", default=["*"], help="patterns")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0])
     parser.add_argument("--output", type=Path, default=Path("runs/preset_parts.jsonl"))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.data is None and not digits_nets.NETWORKS.keys() >= set(args.only):
+        parser.error("--data, the folder of weights and test images, is needed for resnet20.py's")
+    return args
 
 
 def chosen(args: argparse.Namespace) -> list[str]:
