@@ -63,16 +63,12 @@ def parse_args() -> argparse.Namespace:
 
 def run(data: Path, name: str, preset: str, bits: int, seed: int) -> dict:
     """Quantize one network; its accuracy on test digits, and what the run could see itself."""
-    model = NETWORKS[name]()
-    model.load_state_dict(torch.load(data / f"{name}.pt"))
-    model.eval()
+    model = load(data, name)
     start = time.perf_counter()
     result = fxquant.quantize(model, bits, input_shape=(1, 16, 16), preset=preset, seed=seed)
     seconds = time.perf_counter() - start
     closeness = measure_closeness(result.teacher, result.student, result.images)
-    archive = np.load(data / "digits_test.npz")
-    images = normalize(torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).float() / 255)
-    labels = torch.from_numpy(archive["labels"])
+    images, labels = test_set(data)
     teacher, student = classes(result.teacher, images), classes(result.student, images)
     return {
         "network": name,
@@ -86,6 +82,20 @@ def run(data: Path, name: str, preset: str, bits: int, seed: int) -> dict:
         "seconds": seconds,
         **{signal: getattr(closeness, signal) for signal in SIGNALS},
     }
+
+
+def load(data: Path, name: str) -> nn.Module:
+    """A network as digits_train.py left it."""
+    model = NETWORKS[name]()
+    model.load_state_dict(torch.load(data / f"{name}.pt"))
+    return model.eval()
+
+
+def test_set(data: Path) -> tuple[Tensor, Tensor]:
+    """Test digits as the networks take them, (n, 1, 16, 16), and their labels."""
+    archive = np.load(data / "digits_test.npz")
+    images = normalize(torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).float() / 255)
+    return images, torch.from_numpy(archive["labels"])
 
 
 @torch.no_grad()

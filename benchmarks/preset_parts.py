@@ -24,16 +24,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import digits
 import digits_nets
-import numpy as np
 import resnet20
 import torch
 from digits import percent
-from digits_train import normalize
 from machine import machine
 from torch import Tensor, nn
 
 import fxquant
+from fxquant.datafree.ablation import ablate
 from fxquant.datafree.losses import output_divergence
 from fxquant.datafree.recipe import Recipe
 from fxquant.files import write_text
@@ -47,20 +47,16 @@ def values(part: str, **changed: Any) -> Change:
     return lambda recipe: replace(recipe, **{part: replace(getattr(recipe, part), **changed)})
 
 
-def without(key: str, loss: str) -> Change:
-    """`sample_terms` or `student_terms` less one loss."""
+def undistilled(loss: str) -> Change:
+    """The student's losses less one."""
     return lambda recipe: replace(
-        recipe, **{key: tuple(term for term in getattr(recipe, key) if term.loss != loss)}
+        recipe, student_terms=tuple(term for term in recipe.student_terms if term.loss != loss)
     )
 
 
-def unweighted(recipe: Recipe) -> Recipe:
-    """Without layer importance in any loss."""
-    plain = {
-        key: tuple(replace(term, weighting="none") for term in getattr(recipe, key))
-        for key in ("sample_terms", "student_terms")
-    }
-    return replace(recipe, **plain)
+def without(*switches: str) -> Change:
+    """Less parts of the paper's method, as `fxquant.datafree.ablation` names them."""
+    return lambda recipe: ablate(recipe, without=switches)
 
 
 def both(one: Change, other: Change) -> Change:
@@ -83,14 +79,14 @@ PARTS: dict[str, Change] = {
     "no learned scales": both(
         values("reconstruction", scale_lr=0.0), values("schedule", scale_lr=0.0)
     ),
-    "no distillation of features": without("student_terms", "features"),
-    "no distillation of outputs": without("student_terms", "output"),
+    "no distillation of features": undistilled("features"),
+    "no distillation of outputs": undistilled("output"),
     "no polish of images": values("polish", steps=0),
     "no warm-up of the generator": values("schedule", warmup=0),
-    "no second discriminator": without("sample_terms", "features"),
+    "no second discriminator": without("l_adv"),
     "no replay of images": values("schedule", replay=0),
     "no shifts of replayed images": values("schedule", crop=0),
-    "no layer importance": unweighted,
+    "no layer importance": without("x1", "x2"),
     "nothing undone": values("schedule", keep_closer=False),
 }
 
@@ -99,10 +95,10 @@ def main() -> int:
     args = parse_args()
     torch.set_num_threads(1)
     for seed, part, network in product(args.seeds, chosen(args), args.only):
-        if not any(matches(row, args, network, part, seed) for row in read(args.output)):
+        if (network, part, seed) not in wanted(args, read(args.output)):
             print(f"{network}, {part}, seed {seed} ...", file=sys.stderr, flush=True)
             add(args.output, run(args, network, part, seed))
-    print(table(args, read(args.output)), end="")
+    print(table(args, wanted(args, read(args.output))), end="")
     return 0
 
 
@@ -156,22 +152,10 @@ def run(args: argparse.Namespace, network: str, part: str, seed: int) -> dict[st
 def subject(args: argparse.Namespace, network: str) -> tuple[nn.Module, Tensor, Tensor]:
     """A trained network, test images as it takes them, and their labels."""
     if network in digits_nets.NETWORKS:
-        model = digits_nets.NETWORKS[network]()
-        model.load_state_dict(torch.load(args.digits / f"{network}.pt"))
-        archive = np.load(args.digits / "digits_test.npz")
-        images = normalize(pixels(archive))
-    else:
-        spec = resnet20.NETWORKS[network]
-        model = resnet20.load(args.data, spec)
-        archive = np.load(args.data / spec.images)
-        mean, std = (torch.tensor(resnet20.parse(text)) for text in (spec.mean, spec.std))
-        images = (pixels(archive) - mean[:, None, None]) / std[:, None, None]
-    return model.eval(), images, torch.from_numpy(archive["labels"])
-
-
-def pixels(archive: Any) -> Tensor:
-    """(n, channels, height, width), 0 to 1."""
-    return torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).float() / 255
+        return digits.load(args.digits, network), *digits.test_set(args.digits)
+    spec = resnet20.NETWORKS[network]
+    images, labels = resnet20.test_set(args.data, spec)
+    return resnet20.load(args.data, spec), images, torch.from_numpy(labels)
 
 
 @torch.no_grad()
@@ -179,9 +163,13 @@ def outputs(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([model(part) for part in images.split(250)])
 
 
-def matches(row: dict, args: argparse.Namespace, network: str, part: str, seed: int) -> bool:
-    wanted = network, part, seed, args.preset, args.bits
-    return wanted == tuple(row[key] for key in ("network", "part", "seed", "preset", "bits"))
+def wanted(args: argparse.Namespace, rows: list[dict]) -> dict[tuple[str, str, int], dict]:
+    """Results at the preset and width asked for, by network, part and seed."""
+    return {
+        (row["network"], row["part"], row["seed"]): row
+        for row in rows
+        if (row["preset"], row["bits"]) == (args.preset, args.bits)
+    }
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -194,12 +182,8 @@ def add(path: Path, row: dict[str, Any]) -> None:
     write_text(path, lines + json.dumps(row) + "\n")
 
 
-def table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
+def table(args: argparse.Namespace, found: dict[tuple[str, str, int], dict]) -> str:
     """A row for each part: each network by itself, and all of them against the whole preset."""
-    found: dict[tuple, dict[str, Any]] = {}
-    for row, network, part, seed in product(rows, args.only, chosen(args), args.seeds):
-        if matches(row, args, network, part, seed):
-            found[network, part, seed] = row
     heads = [f"W{args.bits}A{args.bits}", *args.only, "KL, of the whole's", "worse", "CPU time"]
     lines = [heads, ["---"] * len(heads)]
     for part in chosen(args):
@@ -224,7 +208,7 @@ def by_itself(rows: list[dict[str, Any]]) -> str:
         return "not run"
     divergence = [row["divergence"] for row in rows]
     lost = [row["lost"] for row in rows]
-    return f"{spread(divergence, 4)}, {spread(lost, 2)}"
+    return f"{resnet20.spread(divergence, '.4f')}, {resnet20.spread(lost)}"
 
 
 def against(pairs: list[tuple[dict, dict]]) -> list[str]:
@@ -239,11 +223,6 @@ def against(pairs: list[tuple[dict, dict]]) -> list[str]:
 
 def geometric(ratios: list[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, ratios)))
-
-
-def spread(numbers: list[float], digits: int) -> str:
-    mean = f"{statistics.fmean(numbers):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
 
 
 if __name__ == "__main__":

@@ -203,13 +203,17 @@ def measure(data: Path, spec: Network, setting: str, folder: Path) -> dict:
 @torch.no_grad()
 def predict(data: Path, spec: Network, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """Labels, and the classes that the float network gives the test images."""
+    images, labels = test_set(data, spec)
+    classes = [model(part).argmax(1) for part in images.split(500)]
+    return labels, torch.cat(classes).numpy()
+
+
+def test_set(data: Path, spec: Network) -> tuple[torch.Tensor, np.ndarray]:
+    """Test images as the network takes them, (n, 3, 32, 32), and their labels."""
     archive = np.load(data / spec.images)
     mean, std = (torch.tensor(parse(text)).reshape(3, 1, 1) for text in (spec.mean, spec.std))
-    classes = []
-    for part in torch.from_numpy(archive["images"]).split(500):
-        images = (part.permute(0, 3, 1, 2).float() / 255 - mean) / std
-        classes.append(model(images).argmax(1))
-    return archive["labels"], torch.cat(classes).numpy()
+    pixels = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).float()
+    return (pixels / 255 - mean) / std, archive["labels"]
 
 
 def parse(text: str) -> list[float]:
@@ -269,7 +273,7 @@ def row(key: tuple[str, str, str], group: list[dict]) -> str:
         f"{group[0]['float_top1']:.2f}",
         spread(column("student_top1")),
         spread(column("onnx_top1")) + failed,
-        spread(difference, "+"),
+        spread(difference, "+.2f"),
         spread(column("agreement_with_float")),
         f"{size / 1000:.0f} ({'within' if size <= bound else 'OVER'} {bound / 1000:.0f})",
         " ".join(sorted({integer_layers(result["parity"]) for result in group})),
@@ -278,9 +282,11 @@ def row(key: tuple[str, str, str], group: list[dict]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def spread(values: list[float], sign: str = "") -> str:
-    mean = format(statistics.fmean(values), f"{sign}.2f")
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+def spread(values: list[float], form: str = ".2f") -> str:
+    """Mean ± standard deviation, the mean alone of a single value."""
+    mean = format(statistics.fmean(values), form)
+    deviation = form.removeprefix("+")
+    return f"{mean} ± {statistics.stdev(values):{deviation}}" if len(values) > 1 else mean
 
 
 def integer_layers(parity: dict) -> str:
