@@ -44,7 +44,7 @@ class Level:
         return self.height * self.width * len(self.anchors)
 
 
-def add_detections(student: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None:
+def add_detections(student: nn.Module, path: str | Path, input_shape: tuple[int, ...]) -> None:
     """Let the file of a RetinaNet give detections in place of raw predictions.
 
     For n images that fill the input its outputs are `boxes` (n, d, 4) as x1, y1, x2, y2 in pixels,
@@ -52,7 +52,7 @@ def add_detections(student: nn.Module, path: Path, input_shape: tuple[int, ...])
     `count` rows are detections, best first; in the others scores and boxes are 0, labels -1.
     Raises ExportError where the student is no RetinaNet.
     """
-    detector = retinanet_of(student)
+    path, detector = Path(path), retinanet_of(student)
     network = load_model_without_data(path)
     levels = _levels(detector, input_shape)
     tail = _tail(levels, _constants(detector, levels, input_shape), network)

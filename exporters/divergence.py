@@ -31,7 +31,13 @@ OUTPUT = "output"
 
 @torch.no_grad()
 def first_divergence(
-    student: nn.Module, path: Path, images: Inputs, *, optimize: bool, min_sqnr_db: float
+    student: nn.Module,
+    path: Path,
+    images: Inputs,
+    *,
+    optimize: bool,
+    min_sqnr_db: float,
+    precise: bool = False,
 ) -> str | None:
     """Name of the first activation quantizer, in graph order, that is wrong by itself.
 
@@ -42,7 +48,7 @@ def first_divergence(
     """
     images = tuple(x[:BATCH] for x in as_inputs(images))
     names = [name for name, calls in _quantizers(student).items() if calls == 1]
-    found, outputs = _run_file(path, names, images, optimize)
+    found, outputs = _run_file(path, names, images, optimize=optimize, precise=precise)
     wrong: list[str] = []
 
     class Follower(Interpreter):
@@ -103,7 +109,7 @@ def _sqnr(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def _run_file(
-    path: Path, names: list[str], images: tuple[Tensor, ...], optimize: bool
+    path: Path, names: list[str], images: tuple[Tensor, ...], **how: bool
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Integers of those of the named quantizers that the file computes, and its outputs."""
     model = load_model_without_data(path)
@@ -113,7 +119,7 @@ def _run_file(
     exposed = [n for node in model.graph.node for n in node.output if n in tensors]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
     with edited_copy(model, path) as copy:
-        session = make_session(copy, optimize=optimize)
+        session = make_session(copy, **how)
         values = next(run_batches(session, images, [*outputs, *exposed]))
     integers = {tensors[n]: v for n, v in zip(exposed, values[len(outputs) :], strict=True)}
     return integers, values[: len(outputs)]

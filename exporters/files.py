@@ -21,12 +21,14 @@ from fxquant.settings import Settings
 class Form:
     """How a file is written: its layout, and its opset where that is not the oldest that fits.
 
-    With `nms` a RetinaNet's file gives detections in place of raw predictions.
+    With `nms` a RetinaNet's file gives detections in place of raw predictions. `processor` is
+    that of `export_onnx`.
     """
 
     layout: str = "runtime"
     opset: int | None = None
     nms: bool = False
+    processor: str = "any"
 
 
 RUNTIME = Form()
@@ -68,6 +70,7 @@ def write_onnx(
         metadata=origin.to_metadata(),
         layout=form.layout,
         opset=form.opset,
+        processor=form.processor,
     )
     if form.nms:
         add_detections(student, path, origin.settings.input_shape)

@@ -18,7 +18,9 @@ import onnxruntime as ort
 from fxquant.errors import SettingError
 from fxquant.exporters.external import size_on_disk
 from fxquant.exporters.memory import peak_memory
+from fxquant.exporters.processor import saturates
 from fxquant.exporters.runtime import call, make_session
+from fxquant.exporters.saturation import saturating_names, saturation_note
 
 _WARM_UP = 3
 _TYPES = {
@@ -60,6 +62,8 @@ class Benchmark:
     8-bit integers, `conversion_share` that of going from float to integers and back; `float_ops`
     has the shares of the other operators, largest first. `peak_memory_bytes` is what loading and
     one call at the largest number of images add to an idle process, None where it can't be run.
+    `saturating_layers` are those that x86 processors without VNNI get wrong; `processor_note` says
+    what to do about them, None where there are none.
     """
 
     file: str
@@ -69,6 +73,8 @@ class Benchmark:
     integer_share: float
     conversion_share: float
     float_ops: dict[str, float]
+    saturating_layers: int
+    processor_note: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -106,7 +112,10 @@ def benchmark(
 
 def _benchmark_of(path: str | Path, latencies: tuple[Latency, ...], images: int) -> Benchmark:
     memory = peak_memory(path, input_shapes(make_session(path), images))
-    return Benchmark(str(path), size_on_disk(path), memory, latencies, *shares(path))
+    saturating = len(saturating_names(path))
+    note = saturation_note(saturating, here=saturates()) if saturating else None
+    spent = shares(path)
+    return Benchmark(str(path), size_on_disk(path), memory, latencies, *spent, saturating, note)
 
 
 def _side_by_side(

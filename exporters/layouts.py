@@ -11,9 +11,9 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from fxquant.errors import ExportError
 from fxquant.exporters.constants import share_scalars
 from fxquant.exporters.fold_clips import fold_clips
-from fxquant.exporters.gemm_zero_points import gemm_zero_points
 from fxquant.exporters.hard_sigmoids import sum_hard_sigmoids
 from fxquant.exporters.native_types import narrow_activations, narrow_weights
 from fxquant.exporters.pack_weights import pack_weights
@@ -25,6 +25,8 @@ from fxquant.exporters.tensor_names import name_tensors
 from fxquant.exporters.tensorrt import center_activations, float_biases, require_tensorrt
 from fxquant.exporters.transpose_weights import transpose_weights
 from fxquant.exporters.unsign_activations import unsign_activations
+from fxquant.exporters.unsign_weights import unsign_weights
+from fxquant.exporters.weight_zero_points import weight_zero_points
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,8 @@ RUNTIME: tuple[Pass, ...] = (
     fold_clips,
     sink_dequantize,
     shield_float,
-    gemm_zero_points,
+    unsign_weights,
+    weight_zero_points,
     pack_weights,
     share_scalars,
     strip,
@@ -56,7 +59,8 @@ PORTABLE: tuple[Pass, ...] = (
     pack_weights,
     narrow_activations,
     shield_float,
-    gemm_zero_points,
+    unsign_weights,
+    weight_zero_points,
     share_scalars,
     strip,
     name_tensors,
@@ -67,6 +71,7 @@ TENSORRT: tuple[Pass, ...] = (
     transpose_weights,
     center_activations,
     float_biases,
+    weight_zero_points,
     share_scalars,
     strip,
     name_tensors,
@@ -78,6 +83,18 @@ LAYOUTS: dict[str, tuple[Pass, ...]] = {
     "portable": PORTABLE,
     "tensorrt": TENSORRT,
 }
+# The processors that a file is to be right on: every one, or those alone whose kernels for int8
+# weights are exact, and faster than those for uint8.
+PROCESSORS = ("any", "vnni")
+
+
+def layout_passes(layout: str, processor: str) -> tuple[Pass, ...]:
+    """The passes of a layout for these processors; raises ExportError where either is unknown."""
+    for what, name, known in (("layout", layout, LAYOUTS), ("processor", processor, PROCESSORS)):
+        if name not in known:
+            raise ExportError(f"{what} '{name}' is unknown", f"known: {', '.join(known)}")
+    edits = LAYOUTS[layout]
+    return edits if processor == "any" else tuple(e for e in edits if e is not unsign_weights)
 
 
 def apply_layout(model: ir.Model, layout: tuple[Pass, ...]) -> dict[str, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,13 +17,38 @@ from fxquant.errors import ExportError
 from fxquant.exporters.capture import capture
 from fxquant.exporters.external import save_model
 from fxquant.exporters.freeze import freeze
-from fxquant.exporters.layouts import LAYOUTS, apply_layout
+from fxquant.exporters.layouts import apply_layout, layout_passes
 from fxquant.exporters.opsets import IR_VERSIONS, choose_opset
 from fxquant.exporters.runtime import make_session
+from fxquant.exporters.saturation import name_of, saturating_layers, saturation_note
 from fxquant.graph.snap_biases import snap_biases
 from fxquant.inputs import Shapes
 
 logger = logging.getLogger(__name__)
+
+PROCESSOR, PROCESSOR_NOTE = "fxquant.processor", "fxquant.processor_note"
+
+
+@dataclass(frozen=True)
+class OnnxFile(os.PathLike):
+    """A file that was written; it stands for its path wherever one is taken.
+
+    `saturating` names the layers that come out wrong on x86 processors without VNNI, unless ONNX
+    Runtime's session option `session.x64quantprecision` is 1.
+    """
+
+    path: Path
+    saturating: tuple[str, ...]
+
+    @property
+    def processor_note(self) -> str | None:
+        """What a deployer must know of processors; None where the file is right on every one."""
+        return saturation_note(len(self.saturating))
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    __str__ = __fspath__
 
 
 def export_onnx(
@@ -32,8 +59,9 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     layout: str = "runtime",
     opset: int | None = None,
-) -> Path:
-    """Write `student` to `path` as ONNX; the path.
+    processor: str = "any",
+) -> OnnxFile:
+    """Write `student` to `path` as ONNX; the file, which stands for its path.
 
     Its biases are first put on the int32 grid of the integer kernels, in place (`snap_biases`).
 
@@ -43,18 +71,28 @@ def export_onnx(
     `output_0`, ... or the keys of a dict. `metadata` becomes the file's `metadata_props`.
     `layout` is `runtime`, made for ONNX Runtime's integer kernels, `portable`, ONNX's own types
     for any reader, or `tensorrt`; `opset` the oldest that has the types needed (see
-    `choose_opset`). Raises ExportError where the student is not calibrated, can't be translated
-    or doesn't fit the layout, or where ONNX Runtime can't load the outcome with or without its
-    optimisations, and OutputError where the file can't be written; then nothing is written.
+    `choose_opset`). A file for processor `any` is right on every one; for `vnni` its 8-bit weights
+    stay int8, which is faster on processors with VNNI and wrong on x86 ones without (`saturating`
+    of what is returned; those of layout `tensorrt` always are int8). Raises ExportError where the
+    student is not calibrated, can't be translated or doesn't fit the layout, or where ONNX Runtime
+    can't load the outcome with or without its optimisations, and OutputError where the file can't
+    be written; then nothing is written.
     """
     path = Path(path)
-    passes = _layout(layout)
+    passes = layout_passes(layout, processor)
     snap_biases(student)
     model = capture(freeze(student), input_shape, choose_opset(student, layout, opset))
     apply_layout(model, passes)
-    _label(model, {**(metadata or {}), "fxquant.layout": layout})
+    file = OnnxFile(path, tuple(map(name_of, saturating_layers(model))))
+    _label(model, {**(metadata or {}), "fxquant.layout": layout, **_processor_facts(file)})
     save_model(ir.to_proto(model), path, _check)
-    return path
+    return file
+
+
+def _processor_facts(file: OnnxFile) -> dict[str, str]:
+    """What the file's metadata say of the processors that it is right on."""
+    note = file.processor_note
+    return {PROCESSOR: "vnni", PROCESSOR_NOTE: note} if note else {PROCESSOR: "any"}
 
 
 def _check(path: Path) -> None:
@@ -65,12 +103,6 @@ def _check(path: Path) -> None:
         raise ExportError(f"the model is no valid ONNX: {error}") from error
     for optimize in (False, True):
         make_session(path, optimize=optimize)
-
-
-def _layout(name: str):
-    if name not in LAYOUTS:
-        raise ExportError(f"layout '{name}' is unknown", f"known layouts: {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
 
 
 def _label(model: ir.Model, metadata: Mapping[str, str]) -> None:

@@ -1,10 +1,15 @@
-"""Whether an exported file computes in ONNX Runtime what the student computes in torch."""
+"""Whether an exported file computes in ONNX Runtime what the student computes in torch.
+
+A file is wrong, or the processor is: x86 without VNNI saturates some sums of int8 weights. What
+differs with `session.x64quantprecision` and without it, and is right with it, is the processor's.
+"""
 
 from __future__ import annotations
 
 import copy
+import logging
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +23,13 @@ from fxquant.exporters.divergence import first_divergence
 from fxquant.exporters.external import size_on_disk
 from fxquant.exporters.kernels import count_kernels
 from fxquant.exporters.marks import mark
+from fxquant.exporters.processor import saturates
 from fxquant.exporters.runtime import BATCH, make_session, run_batches, run_onnx
+from fxquant.exporters.saturation import saturating_names, saturation_note
 from fxquant.inputs import Inputs, as_inputs, flatten, split
 from fxquant.report.closeness import sqnr_db
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Difference", "Parity", "check_parity", "require_parity", "run_onnx"]
 
@@ -80,6 +89,11 @@ class Parity:
     wrong by itself, `output` where none is, and is None where the check passed. `amplified` says
     that outputs are further apart than that, but no step on the way is: the network enlarges
     single neighbouring grid values, as no rounding of sums can avoid.
+
+    `saturating_layers` are those that x86 processors without VNNI can get wrong; `saturates_here`
+    says that there are some, and that this is such a processor. `precise` is the difference with
+    optimisations and `session.x64quantprecision`, None where there are no such layers or ONNX
+    Runtime can't load the file so. A file that only the processor gets wrong passes.
     """
 
     unoptimized: Difference
@@ -92,20 +106,39 @@ class Parity:
     images: int
     diverges_at: str | None
     amplified: bool = False
+    saturating_layers: int = 0
+    saturates_here: bool = False
+    precise: Difference | None = None
+
+    @property
+    def integers_passed(self) -> bool:
+        """Whether integer kernels compute what the student does, exact ones at least."""
+        if self.optimized.passed or not self.saturates_here:
+            return self.optimized.passed
+        return self.precise.passed if self.precise else self.unoptimized.roughly_passed
 
     @property
     def passed(self) -> bool:
-        return self.amplified or (self.unoptimized.roughly_passed and self.optimized.passed)
+        return self.amplified or (self.unoptimized.roughly_passed and self.integers_passed)
+
+    @property
+    def processor_note(self) -> str | None:
+        """What to do where the file is not right on every processor; None where it is."""
+        option = self.precise is not None
+        return saturation_note(self.saturating_layers, here=self.saturates_here, option=option)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, and whether the check passed."""
-        return {"passed": self.passed, **asdict(self)}
+        """Plain values for JSON, whether the check passed, and what to know of processors."""
+        said = {"passed": self.passed, "processor_note": self.processor_note}
+        return {**said, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Parity:
         """The inverse of `to_dict`."""
-        parts = {key: value for key, value in values.items() if key != "passed"}
-        parts |= {key: Difference(**values[key]) for key in ("unoptimized", "optimized")}
+        parts = {key: values[key] for key in values.keys() - {"passed", "processor_note"}}
+        for key in ("unoptimized", "optimized", "precise"):
+            if parts.get(key) is not None:
+                parts[key] = Difference(**parts[key])
         return cls(**parts)
 
 
@@ -130,48 +163,76 @@ def check_parity(
     with suppress(RuntimeError):  # of a network that makes numbers in float32 by itself
         references.append(_student_outputs(copy.deepcopy(student).double(), doubles))
     with raw_predictions(path) as raw:
-        off, on = (_closest(references, _file_outputs(raw, images, opt)) for opt in (False, True))
-        close = {False: off.roughly_passed, True: on.passed}
-        found = [
-            first_divergence(student, raw, images, optimize=optimize, min_sqnr_db=MIN_SQNR_DB)
-            for optimize, is_close in close.items()
-            if not is_close
-        ]
-    diverges_at = next((name for name in found if name is not None), None)
-    kernels = count_kernels(path)
+        off = _closest(references, _file_outputs(raw, images, optimize=False))
+        on = _closest(references, _file_outputs(raw, images))
+        saturating = len(saturating_names(raw))
+        precise = _precise(references, raw, images) if saturating else None
+        here = saturating > 0 and saturates()
+        parity = Parity(
+            unoptimized=off,
+            optimized=on,
+            **asdict(count_kernels(path)),
+            file_bytes=0,
+            images=len(images[0]),
+            diverges_at=None,
+            saturating_layers=saturating,
+            saturates_here=here,
+            precise=precise,
+        )
+        if not parity.passed:
+            parity = _located(parity, student, raw, images)
     if record:
-        mark(path, {MARK: "passed" if diverges_at is None else "failed"})
-    return Parity(
-        unoptimized=off,
-        optimized=on,
-        **asdict(kernels),
-        file_bytes=size_on_disk(path),
-        images=len(images[0]),
-        diverges_at=diverges_at,
-        amplified=bool(found) and diverges_at is None,
-    )
+        mark(path, {MARK: "passed" if parity.passed else "failed"})
+    return replace(parity, file_bytes=size_on_disk(path))
+
+
+def _precise(
+    references: list[list[np.ndarray]], path: Path, images: tuple[Tensor, ...]
+) -> Difference | None:
+    """The difference with kernels that are exact everywhere, None where they can't be had.
+
+    ONNX Runtime fails to exchange weights that two layers share.
+    """
+    try:
+        return _closest(references, _file_outputs(path, images, precise=True))
+    except ExportError as error:
+        logger.debug("not loaded with session.x64quantprecision: %s", error)
+        return None
+
+
+def _located(parity: Parity, student: nn.Module, path: Path, images: tuple[Tensor, ...]) -> Parity:
+    """The outcome of a check that failed, with the first step that is wrong by itself."""
+    close = {False: parity.unoptimized.roughly_passed, True: parity.integers_passed}
+    precise = parity.precise is not None
+    found = [
+        first_divergence(
+            student,
+            path,
+            images,
+            optimize=optimize,
+            precise=precise and optimize,
+            min_sqnr_db=MIN_SQNR_DB,
+        )
+        for optimize, is_close in close.items()
+        if not is_close
+    ]
+    diverges_at = next((name for name in found if name is not None), None)
+    return replace(parity, diverges_at=diverges_at, amplified=diverges_at is None)
 
 
 def require_parity(parity: Parity) -> None:
     """Raise ParityError, which says how far off the file is and where that begins, if it failed."""
     if parity.passed:
         return
-    worst = parity.unoptimized if parity.optimized.passed else parity.optimized
+    integers = parity.precise or parity.optimized
+    worst = parity.unoptimized if integers.passed else integers
     changed = worst.decisions_changed
     decisions = "" if changed is None else f", {changed:.1%} of decisions changed"
     raise ParityError(
         "the exported file does not compute what the student does: its output has an SQNR of "
         f"{worst.sqnr_db:.1f} dB (at least {MIN_SQNR_DB:g} expected){decisions}; "
-        f"the first tensor that diverges is {parity.diverges_at}",
-        _SATURATION if parity.unoptimized.passed else None,
+        f"the first tensor that diverges is {parity.diverges_at}"
     )
-
-
-# MLAS multiplies uint8 by int8 with VPMADDUBSW where there is no VNNI.
-_SATURATION = (
-    "only ONNX Runtime's integer kernels differ: on x86 processors without VNNI they saturate "
-    "sums of 8-bit products; 7-bit weights avoid that"
-)
 
 
 def _closest(references: list[list[np.ndarray]], found: list[np.ndarray]) -> Difference:
@@ -217,8 +278,8 @@ def _student_outputs(student: nn.Module, images: tuple[Tensor, ...]) -> list[np.
     return _join([[value.numpy() for value in values] for values in outputs])
 
 
-def _file_outputs(path: Path, images: tuple[Tensor, ...], optimize: bool) -> list[np.ndarray]:
-    return _join(list(run_batches(make_session(path, optimize=optimize), images)))
+def _file_outputs(path: Path, images: tuple[Tensor, ...], **how: bool) -> list[np.ndarray]:
+    return _join(list(run_batches(make_session(path, **how), images)))
 
 
 def _join(parts: list[list[np.ndarray]]) -> list[np.ndarray]:

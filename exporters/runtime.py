@@ -26,12 +26,14 @@ def make_session(
     model: str | Path | bytes,
     *,
     optimize: bool = True,
+    precise: bool = False,
     optimized_to: Path | None = None,
     threads: int | None = None,
     profile_to: Path | None = None,
 ) -> ort.InferenceSession:
     """Load a file, or the bytes of one, on the CPU, on as many threads as torch uses if not told.
 
+    `precise` asks for kernels that are exact on every processor (`session.x64quantprecision`).
     `optimized_to` is where to save what ONNX Runtime makes of the graph, `profile_to` how the name
     of the file begins that says what each kernel took. Raises ExportError where ONNX Runtime
     refuses the model.
@@ -41,6 +43,8 @@ def make_session(
     options.intra_op_num_threads = threads or torch.get_num_threads()
     # Threads that wait in a busy loop take the machine from whatever else runs on it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if precise:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     if optimized_to is not None:
@@ -63,12 +67,14 @@ def _name(model: str | Path | bytes) -> str:
 Arrays = Tensor | np.ndarray | Sequence[Tensor | np.ndarray]
 
 
-def run_onnx(path: str | Path, images: Arrays, *, optimize: bool = True) -> np.ndarray:
+def run_onnx(
+    path: str | Path, images: Arrays, *, optimize: bool = True, precise: bool = False
+) -> np.ndarray:
     """First output of the file for `images`, (n, channels, height, width); shape (n, ...).
 
     Of several inputs `images` has one such array each.
     """
-    session = make_session(path, optimize=optimize)
+    session = make_session(path, optimize=optimize, precise=precise)
     return np.concatenate([outputs[0] for outputs in run_batches(session, images)])
 
 

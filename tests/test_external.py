@@ -20,7 +20,7 @@ def large(tmp_path, monkeypatch):
     """A file that is over the limit, which is lowered for it."""
     student = exported("plain", 8, 8).student
     monkeypatch.setattr(external, "LARGEST", 2000)
-    return student, export_onnx(student, tmp_path / "m.onnx", input_shape=SHAPE)
+    return student, export_onnx(student, tmp_path / "m.onnx", input_shape=SHAPE).path
 
 
 def test_weights_go_to_a_file_beside_the_model(large):

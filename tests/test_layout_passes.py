@@ -12,12 +12,12 @@ from onnx_ir.passes import common as passes
 
 from fxquant.exporters.constants import share_scalars
 from fxquant.exporters.fold_clips import fold_clips
-from fxquant.exporters.gemm_zero_points import gemm_zero_points
 from fxquant.exporters.pack_weights import pack_weights
 from fxquant.exporters.pool_means import pool_means
 from fxquant.exporters.runtime import make_session
 from fxquant.exporters.shield_float import shield_float
 from fxquant.exporters.sink_dequantize import sink_dequantize
+from fxquant.exporters.weight_zero_points import weight_zero_points
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>'
 GRID = "float s = {0.5}, uint8 z = {3}"
@@ -217,9 +217,9 @@ def test_linear_weights_get_a_zero_point_and_share_it():
         "e = DequantizeLinear <axis = 0> (w, t) m = Gemm <transB = 1> (d, e) "
         "f = DequantizeLinear <axis = 0> (v, t) y = Gemm <transB = 1> (m, f) }"
     )
-    assert gemm_zero_points(model) == 2
+    assert weight_zero_points(model) == 2
     assert [n for n in model.graph.initializers if "zeros" in n] == ["int8_zeros_2"]
-    assert gemm_zero_points(model) == 0
+    assert weight_zero_points(model) == 0
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
