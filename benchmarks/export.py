@@ -1,13 +1,17 @@
 """Exported files against float ONNX and against ONNX Runtime's own static quantization, in one run.
 
     python benchmarks/export.py --output /tmp/export [--only resnet18 ...]
+    python benchmarks/export.py --output /tmp/mobilenet --only mobilenet_v2 \
+        --state mobilenet_v2.safetensors
 
 For each network: the float model, `onnxruntime.quantization.quantize_static` (QDQ, per channel, on
-the same images), and fxquant's `runtime` files of W8A8 and W4A4. Weights are random and batch norms
-fit the images: speed, size and kernels don't depend on what a network was trained for. Latencies
-are the processor's time for one image on one thread, the files measured in turns; compare them
-within a row only. Results are added to results.json after each network, and printed as Markdown at
-the end.
+the same images), and fxquant's `runtime` files of W8A8 for any processor and for those with VNNI,
+of W7A8 and of W4A4. Weights are random and batch norms fit the images, unless a state dict is
+given: speed, size and kernels don't depend on what a network was trained for. Images are noise of
+several scales. SQNR is that of the file's output, as this processor computes it, against the float
+model's on other such images. Latencies are the processor's time for one image on one thread, the
+files measured in turns; compare them within a row only. Results are added to results.json after
+each network, and printed as Markdown at the end.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+import torch.nn.functional as F
 import torchvision
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fxquant.calibration import calibrate
@@ -29,9 +35,10 @@ from fxquant.exporters.float_onnx import export_float
 from fxquant.exporters.kernels import count_kernels
 from fxquant.exporters.latency import benchmark
 from fxquant.exporters.onnx_qdq import export_onnx
-from fxquant.exporters.parity import check_parity
+from fxquant.exporters.parity import check_parity, run_onnx
 from fxquant.graph.prepare import prepare
 from fxquant.ranges import min_max
+from fxquant.report.closeness import sqnr_db
 from fxquant.spec import QConfig
 
 NETWORKS = (
@@ -50,15 +57,38 @@ NETWORKS = (
     "resnet50",
 )
 SIZES = {"inception_v3": 299}
-FORMS = ("float", "static", "W8A8", "W4A4")
+# Of fxquant's files: widths of weights and activations, and the processors that they are for.
+STUDENTS = {
+    "W8A8": (8, 8, "any"),
+    "W8A8 vnni": (8, 8, "vnni"),
+    "W7A8": (7, 8, "any"),
+    "W4A4": (4, 4, "any"),
+}
+FORMS = ("float", "static", *STUDENTS)
 CALIBRATION_IMAGES = 4
 
 
-def build(name: str, images: Tensor) -> nn.Module:
-    """A network with random weights whose batch norms fit the images, in eval mode."""
+def make_images(count: int, side: int, seed: int) -> Tensor:
+    """Normalised noise of several scales, (count, 3, side, side)."""
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.zeros(count, 3, side, side)
+    for scale in (1, 4, 16, 64):
+        coarse = torch.randn(count, 3, -(-side // scale), -(-side // scale), generator=rng)
+        images += F.interpolate(coarse, (side, side), mode="bilinear", align_corners=False)
+    return images / images.std()
+
+
+def build(name: str, images: Tensor, state: Path | None) -> nn.Module:
+    """A network in eval mode, its weights random and its batch norms as the images have it.
+
+    With `state` both are those of that file.
+    """
     torch.manual_seed(0)
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, weights=None, **options)
+    if state is not None:
+        model.load_state_dict(load_file(state))
+        return model.eval()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None
@@ -78,12 +108,10 @@ class Reader(CalibrationDataReader):
         return None if image is None else {"input": image.numpy()}
 
 
-def write_files(name: str, paths: dict[str, Path]) -> None:
+def write_files(name: str, paths: dict[str, Path], state: Path | None) -> None:
     """Make all files of a network."""
-    side = SIZES.get(name, 224)
-    rng = torch.Generator().manual_seed(1)
-    images = torch.randn(CALIBRATION_IMAGES, 3, side, side, generator=rng)
-    model, shape = build(name, images), tuple(images.shape[1:])
+    images = make_images(CALIBRATION_IMAGES, SIZES.get(name, 224), seed=1)
+    model, shape = build(name, images, state), tuple(images.shape[1:])
     export_float(model, paths["float"], input_shape=shape)
     folded = paths["float"].with_suffix(".folded")
     quant_pre_process(str(paths["float"]), str(folded), skip_symbolic_shape=True)
@@ -97,12 +125,11 @@ def write_files(name: str, paths: dict[str, Path]) -> None:
         weight_type=QuantType.QInt8,
     )
     folded.unlink()
-    for bits in (8, 4):
-        path = paths[f"W{bits}A{bits}"]
-        student = prepare(model, QConfig(bits, bits), shape).student.eval()
+    for form, (weight_bits, act_bits, processor) in STUDENTS.items():
+        student = prepare(model, QConfig(weight_bits, act_bits), shape).student.eval()
         calibrate(student, images, estimator=min_max)
-        export_onnx(student, path, input_shape=shape)
-        check_parity(student, path, images)
+        export_onnx(student, paths[form], input_shape=shape, processor=processor)
+        check_parity(student, paths[form], images)
 
 
 def count_weights(path: Path) -> int:
@@ -114,11 +141,13 @@ def count_weights(path: Path) -> int:
     )
 
 
-def measure(name: str, folder: Path, runs: int) -> dict[str, dict]:
+def measure(name: str, folder: Path, runs: int, state: Path | None) -> dict[str, dict]:
     """Figures of all files of one network; files that are there are not made again."""
-    paths = {form: folder / f"{name}-{form}.onnx" for form in FORMS}
+    paths = {form: folder / f"{name}-{form.replace(' ', '-')}.onnx" for form in FORMS}
     if not all(path.exists() for path in paths.values()):
-        write_files(name, paths)
+        write_files(name, paths, state)
+    images = make_images(16, SIZES.get(name, 224), seed=2)
+    truth = run_onnx(paths["float"], images).astype(np.float64)
     weights = count_weights(paths["float"])
     measured = benchmark(list(paths.values()), batches=(1,), threads=(1,), runs=runs)
     results = {}
@@ -137,6 +166,10 @@ def measure(name: str, folder: Path, runs: int) -> dict[str, dict]:
             "integer_share": figures.integer_share,
             "conversion_share": figures.conversion_share,
             "float_ops": dict(list(figures.float_ops.items())[:5]),
+            "sqnr_db": sqnr_db(
+                float(np.square(truth).sum()),
+                float(np.square(run_onnx(path, images) - truth).sum()),
+            ),
             "parity": entries.get("fxquant.parity"),
         }
     return results
@@ -145,19 +178,18 @@ def measure(name: str, folder: Path, runs: int) -> dict[str, dict]:
 def to_markdown(results: dict[str, dict[str, dict]]) -> str:
     """A table with one network a row."""
     lines = [
-        "| network | float, CPU ms | static | W8A8 | W4A4 | float / W4A4 | static / W8A8 | "
-        "integer layers: static, W8A8, W4A4 | MB: float, static, W8A8, W4A4 |",
-        "|-|-|-|-|-|-|-|-|-|",
+        f"| network | {' | '.join(FORMS)}, CPU ms | integer layers | MB | SQNR, dB |",
+        f"|-|{'-|' * len(FORMS)}-|-|-|",
     ]
     for name, forms in results.items():
-        ms = [forms[form]["cpu_ms"] for form in FORMS]
-        layers = ", ".join(
-            f"{forms[form]['integer_layers']} of {forms[form]['layers']}" for form in FORMS[1:]
+        layers = [f"{forms[f]['integer_layers']} of {forms[f]['layers']}" for f in FORMS[1:]]
+        lists = (
+            list(dict.fromkeys(layers)),
+            [f"{forms[form]['bytes'] / 1e6:.3g}" for form in FORMS],
+            [f"{forms[form]['sqnr_db']:.1f}" for form in FORMS[1:]],
         )
-        sizes = ", ".join(f"{forms[form]['bytes'] / 1e6:.3g}" for form in FORMS)
-        cells = [name, *(f"{value:.1f}" for value in ms)]
-        cells += [f"{ms[0] / ms[3]:.2f}", f"{ms[1] / ms[2]:.2f}", layers, sizes]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [name, *(f"{forms[form]['cpu_ms']:.1f}" for form in FORMS)]
+        lines.append(f"| {' | '.join([*cells, *(', '.join(row) for row in lists)])} |")
     return "\n".join(lines)
 
 
@@ -166,13 +198,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--state", type=Path, help="weights of the one network, .safetensors")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in options.only:
         if name not in results:
-            results[name] = measure(name, options.output, options.runs)
+            results[name] = measure(name, options.output, options.runs, options.state)
             path.write_text(json.dumps(results, indent=1))
             print(
                 f"{name}: " + ", ".join(f"{f} {results[name][f]['cpu_ms']:.1f} ms" for f in FORMS)

@@ -85,6 +85,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
         f"parity {word}: {parity['convolutions_integer']} of {parity['convolutions']} convolutions "
         f"in integer kernels of ONNX Runtime"
     )
+    if parity.get("processor_note"):
+        lines.append(f"note: {parity['processor_note']}")
     return lines
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fxquant.cli.models import model_options, restore_run
-from fxquant.cli.options import LAYOUT, NMS, OPSET
+from fxquant.cli.options import LAYOUT, NMS, OPSET, PROCESSOR
 
 
 @click.command(short_help="Write another file of a finished run.")
@@ -23,6 +23,7 @@ from fxquant.cli.options import LAYOUT, NMS, OPSET
 )
 @click.option("--layout", type=LAYOUT, help="Of an ONNX file.  [default: runtime]")
 @click.option("--opset", type=OPSET, help="Of an ONNX file.  [default: the oldest that fits]")
+@PROCESSOR
 @NMS
 @click.option(
     "--output",
@@ -37,6 +38,7 @@ def export(
     kind: str,
     layout: str | None,
     opset: int | None,
+    processor: str | None,
     nms: bool,
     output: Path | None,
     as_json: bool,
@@ -56,8 +58,10 @@ def export(
     from fxquant.exporters.parity import require_parity
     from fxquant.run_folder import PROGRAM
 
-    if kind != "onnx" and (layout or opset or nms):
-        raise click.UsageError("--layout, --opset and --with-nms go with --format onnx")
+    if kind != "onnx" and (layout or opset or processor or nms):
+        raise click.UsageError(
+            "--layout, --opset, --processor and --with-nms go with --format onnx"
+        )
     run = restore_run(folder, **where)
     if kind == "float":
         path = export_float_again(run, output or folder / "float.onnx")
@@ -67,9 +71,9 @@ def export(
         path = output or folder / PROGRAM
         print_program(path, export_program_again(run, path), as_json=as_json)
         return 0
-    layout = layout or "runtime"
-    path = output or folder / f"model-{layout}.onnx"
-    parity = export_again(run, path, Form(layout, opset, nms))
+    form = Form(layout or "runtime", opset, nms, processor or "any")
+    path = output or folder / f"model-{form.layout}{'-vnni' if processor == 'vnni' else ''}.onnx"
+    parity = export_again(run, path, form)
     print_parity(path, parity, as_json=as_json)
     require_parity(parity)
     return 0

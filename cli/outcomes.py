@@ -25,6 +25,8 @@ def print_parity(path: Path, parity: Parity, *, as_json: bool) -> None:
         table.add_column(name, justify="left" if not name else "right")
     table.add_row("graph optimisations off", *_cells(parity.unoptimized))
     table.add_row("graph optimisations on", *_cells(parity.optimized))
+    if parity.precise:
+        table.add_row("on, session.x64quantprecision", *_cells(parity.precise))
     console = Console(highlight=False)
     console.print(table)
     console.print(
@@ -33,6 +35,8 @@ def print_parity(path: Path, parity: Parity, *, as_json: bool) -> None:
     )
     console.print(f"file    {path} ({megabytes(parity.file_bytes)})", soft_wrap=True)
     console.print(f"parity  {'passed' if parity.passed else 'FAILED'}")
+    if parity.processor_note:
+        console.print(f"note    {parity.processor_note}", soft_wrap=True)
 
 
 def print_program(path: Path, difference: Difference, *, as_json: bool) -> None:
@@ -60,7 +64,11 @@ def print_benchmarks(benchmarks: list[Benchmark], *, as_json: bool) -> None:
     for name, cells, numbers in _measured(benchmarks):
         ratio = [f"{numbers[1] / numbers[0]:.2f}"] if len(numbers) == 2 and all(numbers) else []
         table.add_row(name, *cells, *ratio)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for one in benchmarks:
+        if one.processor_note:
+            console.print(f"{Path(one.file).name}: {one.processor_note}", soft_wrap=True)
 
 
 def _measured(

@@ -15,6 +15,7 @@ from fxquant.cli.options import (
     NETWORK,
     NMS,
     OPSET,
+    PROCESSOR,
     WIDTHS,
     takes,
 )
@@ -50,6 +51,7 @@ from fxquant.cli.options import (
 )
 @click.option("--layout", type=LAYOUT, help="Of the ONNX file.  [default: runtime]")
 @click.option("--opset", type=OPSET, help="Of the ONNX file.  [default: the oldest that fits]")
+@PROCESSOR
 @NMS
 @click.option(
     "--tensorboard", is_flag=True, help="Write losses, rates and images for TensorBoard, too."

@@ -55,7 +55,12 @@ def _job(
     if options["arch"]:
         facts["arch"] = options["arch"]
     how = {
-        "form": Form(options["layout"] or "runtime", options["opset"], options["nms"]),
+        "form": Form(
+            options["layout"] or "runtime",
+            options["opset"],
+            options["nms"],
+            options["processor"] or "any",
+        ),
         "program": "pt2" in options["formats"],
         "events": options["tensorboard"],
     }
@@ -76,7 +81,7 @@ def _job(
                 return _run(prepared, settings, folder, facts, evaluation, how), folder.path
             release_others()
             status(f"this run has already finished: {folder.path}")
-            if options["layout"] or options["opset"] or options["formats"]:
+            if any(options[name] for name in ("layout", "opset", "processor", "formats")):
                 status(f"for another file of it: fxquant export {folder.path}")
             return folder.read_report(), folder.path
 

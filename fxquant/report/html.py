@@ -166,6 +166,8 @@ def _attention(report: dict[str, Any]) -> list[tuple[str, str]]:
     notes, parity = [], report.get("parity") or {}
     if parity and not parity.get("passed"):
         notes.append(("The ONNX file does not compute what the trained student does", "parity"))
+    if parity.get("processor_note"):
+        notes.append(("Not right on every processor: 8-bit weights are stored as int8", "parity"))
     for kind, what in (("convolutions", "convolutions"), ("linears", "linear layers")):
         total, integer = parity.get(kind), parity.get(f"{kind}_integer")
         if is_number(total) and is_number(integer) and integer < total:
@@ -258,7 +260,8 @@ def _explain(term: dict[str, Any]) -> str:
 
 
 PARITY_SHOWN = {
-    *("passed", "unoptimized", "optimized", "diverges_at", "file_bytes"),
+    *("passed", "unoptimized", "optimized", "precise", "diverges_at", "file_bytes"),
+    *("processor_note", "saturating_layers", "saturates_here"),
     *("convolutions", "convolutions_integer", "linears", "linears_integer"),
 }
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
+from fxquant.graph.costs import weight_of
 from fxquant.graph.insert_taps import Tap
 from fxquant.graph.ops import LIMITS, first_input, is_transposed, kind, module_of
 from fxquant.graph.reasons import TRANSPOSED
@@ -21,6 +22,8 @@ from fxquant.quantizer import Quantizer
 INPUT = "its input is not quantized"
 OUTPUT = "its output is read in floating point"
 VECTOR = "its input is a single vector, not a batch"
+# Integers of signed grids are shifted to unsigned ones; what a sum of two products may be.
+_SHIFT, _MAX_SUM = 128, 2**15 - 1
 EINSUM = "ONNX Runtime has no integer kernel for einsum"
 
 # Functions of one value for which ONNX Runtime has integer kernels.
@@ -82,6 +85,27 @@ def _is_changed_in_place(value: Node) -> bool:
 def predict_product(node: Node) -> str | None:
     """Why a product of two quantized values will not run in an integer kernel, or None."""
     return EINSUM if node.target is torch.einsum else None
+
+
+def may_saturate(node: Node) -> bool:
+    """Whether two products of a quantized layer may leave 16 bits.
+
+    There int8 kernels of x86 processors without VNNI saturate; those of depthwise convolutions,
+    and of weights that are stored as uint8, do not.
+    """
+    weight, source = module_of(node.args[1]).spec, input_quantizer(node)
+    if source is None or not weight.signed or _is_depthwise(node):
+        return False
+    largest = source.spec.qmax + (_SHIFT if source.spec.signed else 0)
+    return 2 * weight.qmax * largest > _MAX_SUM
+
+
+def _is_depthwise(node: Node) -> bool:
+    """Whether a convolution has one filter a channel."""
+    if kind(node) != "conv" or is_transposed(node):
+        return False
+    shape, groups = weight_of(node).shape, node.args[6]
+    return groups > 1 and tuple(shape[:2]) == (groups, 1)
 
 
 def is_fused(node: Node) -> bool:

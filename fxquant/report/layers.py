@@ -32,7 +32,7 @@ from fxquant.graph.trace import LeftOut
 from fxquant.inputs import Shapes
 from fxquant.quantizer import Quantizer
 from fxquant.report.floating import float_parts, operation
-from fxquant.report.kernels import INPUT, predict_kernel, predict_product
+from fxquant.report.kernels import INPUT, may_saturate, predict_kernel, predict_product
 from fxquant.spec import QConfig
 
 
@@ -118,7 +118,9 @@ def _row(node: Node, macs: int, *, quantized: bool) -> dict[str, Any]:
     if quantized:
         layer = region_of(node).get_submodule(node.meta["layer"])
         bits = (module_of(node.args[1]).spec.bits, input_bits(node))
-        return _facts(node, layer, macs, bits, predict_kernel(node))
+        reason = predict_kernel(node)
+        saturates = reason is None and may_saturate(node)
+        return _facts(node, layer, macs, bits, reason) | {"may_saturate": saturates}
     if product_is_quantized(node):
         bits = product_bits(node)
         row = _facts(node, None, macs, (None, max(bits)), predict_product(node))
@@ -141,6 +143,7 @@ def _facts(
         "float_reason": None,
         "integer_kernel": kernel_reason is None,
         "kernel_reason": kernel_reason,
+        "may_saturate": False,
     }
 
 
@@ -158,6 +161,7 @@ def _hidden_row(
         "float_reason": reason,
         "integer_kernel": False,
         "kernel_reason": reason,
+        "may_saturate": False,
     }
 
 
@@ -190,6 +194,7 @@ def _summary(layers: Sequence[Layer], prepared: Prepared) -> dict[str, Any]:
         "layers_quantized": len(quantized),
         "layers_float": len(layers) - len(quantized),
         "layers_integer": sum(layer.row["integer_kernel"] for layer in layers),
+        "layers_saturating": sum(layer.row["may_saturate"] for layer in layers),
         "activations_quantized": activations,
         "macs_quantized": sum(layer.row["macs"] for layer in quantized) / macs if macs else 0.0,
         "batchnorms_folded": prepared.rewrites["fold_batchnorm"],
