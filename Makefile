@@ -19,7 +19,7 @@ demo: $(VENV)/.demo-installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/digits/run.sh
 
 # Files go to processes whole, as tests of one file share what is slow to make.
-test: $(VENV)/.test-installed
+test: $(VENV)/.test-installed $(VENV)/.browser-installed
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 soak: $(VENV)/.test-installed
@@ -39,6 +39,13 @@ clean:
 # A stamp for each extra: installed again only when what the project declares has changed.
 $(VENV)/.%-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@
+
+# onnxruntime-web, to run exported files in where there is a Node; tests say so where there is none.
+$(VENV)/.browser-installed: tests/browser/package.json | $(BIN)/python
+	mkdir -p $(VENV)/browser
+	cp $< $(VENV)/browser/
+	cd $(VENV)/browser && if command -v npm; then npm install --no-audit --no-fund --silent; fi
 	touch $@
 
 $(BIN)/python:

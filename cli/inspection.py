@@ -125,10 +125,9 @@ def _print_totals(page: Page, facts: dict[str, Any]) -> None:
 def _processors(layers: int) -> str:
     """What 8-bit weights mean for the speed of a file that is right on every processor."""
     return (
-        f"{count(layers, 'layer')} of 8-bit weights could saturate in int8 kernels of x86 "
-        "processors without VNNI. The file stores them as uint8, which is right on every processor "
-        "and slower on those with VNNI; as fast everywhere are 7 bits (--weight-bits 7), and int8 "
-        "where VNNI is known to be there (--processor vnni)."
+        f"{count(layers, 'layer')} of 8-bit weights: stored as uint8, which is right on every "
+        "processor, and slower than int8 on those with VNNI. Fast on all of them: --weight-bits 7; "
+        "int8, for processors with VNNI alone: --processor vnni."
     )
 
 
