@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from fast_exports import remember_translations
 from model_files import small_net
 
 # On networks this small more threads cost more than they give, and sums come out the same each run.
 torch.set_num_threads(1)
+remember_translations()
 
 
 @pytest.fixture(scope="session")
