@@ -65,6 +65,7 @@ def test_small_networks(name):
     assert predicted(prepared) == integer_layers(exported(name, 4, 4).path)
 
 
+@pytest.mark.soak  # `test_constructs` does the same at 8 bits, of files that it has
 @pytest.mark.parametrize("name", CONSTRUCTS)
 def test_constructs(name, tmp_path):
     shape = constructs.CONSTRUCTS[name].shape
