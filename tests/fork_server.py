@@ -78,7 +78,7 @@ class Run:
         """The same, None where it has not ended by then."""
         return self.server._ask({"wait": self.pid, "seconds": seconds})["code"]
 
-    def wait_until(self, condition, seconds: float = 300) -> None:
+    def wait_until(self, condition, seconds: float = 1200) -> None:
         """Poll until a condition holds."""
         end = time.monotonic() + seconds
         while not condition():
