@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint zoo clean
+.PHONY: help demo test quick soak lint zoo clean
 
 help:
 	@echo "make demo   train a small network, forget its data, quantize it to 4 bits (about a minute)"
-	@echo "make test   run the tests"
-	@echo "make soak   kill, fill, damage and fuzz for docs/reliability.md (about an hour)"
+	@echo "make test   run the tests (ten minutes on two cores), and list the slowest"
+	@echo "make quick  run those that neither export nor start processes (under two minutes)"
+	@echo "make soak   kill, fill, damage, fuzz and repeat for docs/reliability.md (about an hour)"
 	@echo "make lint   check style and formatting"
 	@echo "make zoo    measure fxquant on 330 networks of three zoos, for docs/zoo.md (an hour and a half)"
 	@echo "make clean  remove the environment, caches and the demo's files"
@@ -18,12 +19,19 @@ help:
 demo: $(VENV)/.demo-installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/digits/run.sh
 
-# Files go to processes whole, as tests of one file share what is slow to make.
+# Files go to processes whole, as tests of one file share what is slow to make, in the order of
+# tests/conftest.py. What tests start takes one thread each as well.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
 test: $(VENV)/.test-installed $(VENV)/.browser-installed
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(PYTEST) $(PARALLEL) --durations=25
+
+quick: $(VENV)/.test-installed
+	$(PYTEST) $(PARALLEL) -m "not soak and not slow"
 
 soak: $(VENV)/.test-installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
+	$(PYTEST) -m soak
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -8,10 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from fast_exports import remember_translations
 from model_files import small_net
+from slow import SLOW, is_slow
 
 # On networks this small more threads cost more than they give, and sums come out the same each run.
 torch.set_num_threads(1)
+remember_translations()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Mark the slow tests, and begin with the files that are slow: short ones fill what is left."""
+    items.sort(key=lambda item: item.path.name not in SLOW)
+    for item in items:
+        if is_slow(item.path.name, getattr(item, "originalname", item.name)):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ class Run:
         """The same, None where it has not ended by then."""
         return self.server._ask({"wait": self.pid, "seconds": seconds})["code"]
 
-    def wait_until(self, condition, seconds: float = 300) -> None:
+    def wait_until(self, condition, seconds: float = 1200) -> None:
         """Poll until a condition holds."""
         end = time.monotonic() + seconds
         while not condition():
@@ -123,11 +123,13 @@ def _import_all() -> None:
     """Also what an export imports when it begins, by exporting nothing much."""
     import nets  # noqa: F401
     import torch
+    from fast_exports import remember_translations
 
     import fxquant.cli.quantize_job  # noqa: F401
     from fxquant.exporters.capture import capture
 
     torch.set_num_threads(1)
+    remember_translations()
     with torch.no_grad():
         capture(torch.fx.symbolic_trace(torch.nn.Flatten()), (3, 4), 21)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import tempfile
+from collections import Counter
+from pathlib import Path
 
 import onnx
 import pytest
@@ -17,6 +20,7 @@ from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.importance import measure_importance
 from fxquant.datafree.recipes import find_recipe
 from fxquant.errors import SettingError
+from fxquant.exporters.kernels import integer_layers
 from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.parity import check_parity
 from fxquant.graph.forms.passes import one_form
@@ -33,9 +37,12 @@ from fxquant.graph.reasons import float_reason
 from fxquant.graph.regions import all_nodes
 from fxquant.inputs import flatten
 from fxquant.report.closeness import sqnr_db
+from fxquant.report.layers import list_layers
 from fxquant.spec import QConfig
 
 EIGHT = QConfig(8, 8)
+# The layer whose weight one is on.
+ONE_WEIGHT = {("shared", "second"): "first"}
 
 
 def prepared(name: str) -> Prepared:
@@ -49,6 +56,18 @@ def calibrated(name: str) -> Prepared:
     calibrate(p.student, noise(CONSTRUCTS[name].shape, 64, seed=1))
     p.student.requires_grad_(False)
     return p
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def exported(name: str) -> Path:
+    """The file of the calibrated student, which may be marked and not changed otherwise."""
+    path = Path(_folder().name) / f"{name}.onnx"
+    return export_onnx(calibrated(name).student, path, input_shape=CONSTRUCTS[name].shape)
 
 
 def outputs(model: nn.Module, name: str, count: int = 8) -> tuple[Tensor, ...]:
@@ -104,15 +123,25 @@ def test_eight_bits_stay_close(name):
 
 
 @pytest.mark.parametrize("name", CONSTRUCTS)
-def test_the_file_computes_the_same_in_integer_kernels(name, tmp_path):
+def test_the_file_computes_the_same_in_integer_kernels(name):
     construct, p = CONSTRUCTS[name], calibrated(name)
-    path = export_onnx(p.student, tmp_path / "m.onnx", input_shape=construct.shape)
-    parity = check_parity(p.student, path, noise(construct.shape, 16, seed=3))
+    parity = check_parity(p.student, exported(name), noise(construct.shape, 16, seed=3))
     assert parity.passed
     assert min(parity.unoptimized.sqnr_db, parity.optimized.sqnr_db) > 40
     assert (parity.convolutions, parity.linears) == (construct.convolutions, construct.linears)
     integer = parity.convolutions_integer + parity.linears_integer
     assert integer == construct.convolutions + construct.linears - construct.float_kernels
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_what_is_told_of_integer_kernels_is_what_the_file_runs_in(name):
+    """At 8 bits; `test_kernels` does the same with fewer."""
+    told = Counter()
+    for row in (layer.row for layer in list_layers(calibrated(name))):
+        # The file names layers by their weights: two of one weight alike, products of values not.
+        layer = "" if row["kind"] == "matmul" else ONE_WEIGHT.get((name, row["name"]), row["name"])
+        told[layer] += row["integer_kernel"]
+    assert +told == integer_layers(exported(name))
 
 
 @pytest.mark.parametrize("name", CONSTRUCTS)
@@ -163,10 +192,8 @@ def test_a_graph_is_gone_over_once_however_many_ways_lead_through_it():
         ("outputs", ["input"], ["output_0", "output_1_deep", "output_1_relu"]),
     ],
 )
-def test_inputs_and_outputs_are_named_as_the_model_names_them(tmp_path, name, inputs, outputs):
-    p = calibrated(name)
-    path = export_onnx(p.student, tmp_path / "m.onnx", input_shape=CONSTRUCTS[name].shape)
-    graph = onnx.load(path).graph
+def test_inputs_and_outputs_are_named_as_the_model_names_them(name, inputs, outputs):
+    graph = onnx.load(exported(name)).graph
     assert [value.name for value in graph.input] == inputs
     assert [value.name for value in graph.output] == outputs
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -58,14 +61,22 @@ LIMITS = {
 }
 
 
+@pytest.fixture(scope="module")
+def float_file(tmp_path_factory) -> Path:
+    """The detector's file in floating point; its limits are in none before they are added."""
+    network = DetectorNetwork(make_detector("retinanet"))
+    path = tmp_path_factory.mktemp("detections") / "m.onnx"
+    return export_float(network, path, input_shape=SHAPE)
+
+
 @pytest.mark.parametrize("limits", LIMITS)
 @torch.no_grad()
-def test_the_boxes_are_those_of_torchvision(limits, tmp_path):
+def test_the_boxes_are_those_of_torchvision(limits, float_file, tmp_path):
     detector = make_detector("retinanet")
     for name, value in LIMITS[limits].items():
         setattr(detector, name, value)
     network = DetectorNetwork(detector)
-    path = export_float(network, tmp_path / "m.onnx", input_shape=SHAPE)
+    path = Path(shutil.copy(float_file, tmp_path))
     add_detections(network, path, SHAPE)
     expected = detector(pictures(3))
     images = detector.transform(pictures(3))[0].tensors
@@ -100,11 +111,11 @@ def test_a_quantized_file_finds_what_the_student_finds(tmp_path):
     assert (entries["fxquant.parity"], entries["fxquant.detections"]) == ("passed", "nms")
 
 
-def test_no_detections_at_all(tmp_path):
+def test_no_detections_at_all(float_file, tmp_path):
     detector = make_detector("retinanet")
     detector.score_thresh = 2.0
     network = DetectorNetwork(detector)
-    path = export_float(network, tmp_path / "m.onnx", input_shape=SHAPE)
+    path = Path(shutil.copy(float_file, tmp_path))
     add_detections(network, path, SHAPE)
     found = run_file(path, torch.zeros(2, *SHAPE), optimize=True)
     assert [len(one["boxes"]) for one in found] == [0, 0]

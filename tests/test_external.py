@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -15,12 +18,23 @@ from fxquant.exporters.parity import check_parity
 from fxquant.exporters.runtime import run_onnx
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The folder of a file that is over the limit, which is lowered for it."""
+    student = exported("plain", 8, 8).student  # whose own file is under it
+    folder = tmp_path_factory.mktemp("large")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(external, "LARGEST", 2000)
+        export_onnx(student, folder / "m.onnx", input_shape=SHAPE)
+    return folder
+
+
 @pytest.fixture
-def large(tmp_path, monkeypatch):
-    """A file that is over the limit, which is lowered for it."""
-    student = exported("plain", 8, 8).student
+def large(folder, tmp_path, monkeypatch):
+    """A copy of that file and of what is beside it, and its student; the limit stays lowered."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(external, "LARGEST", 2000)
-    return student, export_onnx(student, tmp_path / "m.onnx", input_shape=SHAPE).path
+    return exported("plain", 8, 8).student, tmp_path / "m.onnx"
 
 
 def test_weights_go_to_a_file_beside_the_model(large):

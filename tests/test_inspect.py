@@ -7,6 +7,8 @@ import os
 import pty
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -131,29 +133,26 @@ def test_a_pipe_gets_every_name_whole_and_columns_in_line(capsys):
     assert "quantized           11 of 12 layers, 91.7 % of MACs" in lines
 
 
-def in_terminal(columns: int, *arguments: str) -> list[str]:
+def in_terminal(columns: int, monkeypatch, *arguments: str) -> list[str]:
     """What a call prints in a terminal of this width, without the codes for colours."""
     main, side = pty.openpty()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
-        "COLUMNS": str(columns),
-        "TERM": "xterm",
-    }
-    command = [sys.executable, "-m", "fxquant.cli", *arguments]
-    process = subprocess.Popen(command, env=environment, stdout=side, stderr=subprocess.PIPE)
-    os.close(side)
     chunks = []
-    while True:
-        try:
-            chunk = os.read(main, 65536)
-        except OSError:  # a terminal that nobody writes to any more
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
+
+    def read() -> None:
+        with suppress(OSError):  # a terminal that nobody writes to any more
+            while chunk := os.read(main, 65536):
+                chunks.append(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()  # at once, as a terminal takes little that nobody reads
+    with monkeypatch.context() as patch, open(side, "w") as terminal:
+        patch.setenv("COLUMNS", str(columns))
+        patch.setenv("TERM", "xterm")
+        patch.setattr(sys, "stdout", terminal)
+        code = run(list(arguments))
+    reader.join()
     os.close(main)
-    assert process.wait(timeout=60) == 0, process.stderr.read()
+    assert code == 0
     text = b"".join(chunks).decode()
     for code in ("\x1b[1m", "\x1b[0m", "\x1b[3m"):
         text = text.replace(code, "")
@@ -162,10 +161,9 @@ def in_terminal(columns: int, *arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_a_terminal_gets_lines_that_fit(columns):
-    lines = in_terminal(
-        columns, "inspect", "test_inspect:LongNames", *SHAPE, "--layer", "*.conv3=float"
-    )
+def test_a_terminal_gets_lines_that_fit(columns, monkeypatch):
+    call = ["inspect", "test_inspect:LongNames", *SHAPE, "--layer", "*.conv3=float"]
+    lines = in_terminal(columns, monkeypatch, *call)
     assert max(map(len, lines)) <= columns
     text = "\n".join(lines)
     assert "float 1" in text

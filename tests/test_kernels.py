@@ -8,7 +8,6 @@ from pathlib import Path
 import constructs
 import pytest
 import torch
-import torchvision
 from exports import SHAPE, exported
 from nets import ALL
 from pytorchcv.model_provider import get_model
@@ -29,13 +28,8 @@ CONSTRUCTS = (
     *("resized", "transposed", "sequences", "functional", "dynamic", "two_inputs"),
     "unknown_tuple",
 )
-ZOO = {
-    "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(),
-    "shufflenet_v2_x0_5": lambda: torchvision.models.shufflenet_v2_x0_5(),
-    "squeezenet1_1": lambda: torchvision.models.squeezenet1_1(),
-    "seresnet20_cifar10": lambda: get_model("seresnet20_cifar10"),
-    "preresnet20_cifar10": lambda: get_model("preresnet20_cifar10"),
-}
+# Those of which `test_zoo_sample` has no file.
+ZOO = {"seresnet20_cifar10": lambda: get_model("seresnet20_cifar10")}
 
 
 def predicted(prepared: Prepared) -> Counter[str]:
@@ -65,6 +59,7 @@ def test_small_networks(name):
     assert predicted(prepared) == integer_layers(exported(name, 4, 4).path)
 
 
+@pytest.mark.soak  # `test_constructs` does the same at 8 bits, of files that it has
 @pytest.mark.parametrize("name", CONSTRUCTS)
 def test_constructs(name, tmp_path):
     shape = constructs.CONSTRUCTS[name].shape

@@ -7,8 +7,8 @@ from kills import kill_often
 
 
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
-    figures = kill_often(tmp_path, kills=3, seed=0, steps=10)
-    assert figures["kills"] >= 3
+    figures = kill_often(tmp_path, kills=2, seed=0, steps=10)
+    assert figures["kills"] >= 2
 
 
 @pytest.mark.soak

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,9 +39,11 @@ def student() -> nn.Module:
     return exported("inverted_residual", 4, 4).student
 
 
-@pytest.fixture
-def program(student, tmp_path):
-    return export_pt2(student, tmp_path / "m.pt2", input_shape=SHAPE, metadata={"name": "net"})
+@pytest.fixture(scope="module")
+def program(student, tmp_path_factory) -> Path:
+    """Its program, which is only read."""
+    path = tmp_path_factory.mktemp("pt2") / "m.pt2"
+    return export_pt2(student, path, input_shape=SHAPE, metadata={"name": "net"})
 
 
 def test_it_runs_where_fxquant_is_not_installed(student, program, tmp_path):

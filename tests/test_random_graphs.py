@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from exports import Kind, make_student, noise
 from hypothesis import HealthCheck, given, note, settings
@@ -182,9 +183,24 @@ def is_sum(source: torch.fx.Node) -> bool:
     return kind(source) in ("add", "average")
 
 
-@given(PLANS, st.sampled_from(["runtime", "portable"]))
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+LAYOUTS = st.sampled_from(["runtime", "portable"])
+SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+
+
+@given(PLANS, LAYOUTS)
+@settings(max_examples=10, **SETTINGS)
 def test_student_and_file_agree_to_the_bit(plan, layout):
+    agree_to_the_bit(plan, layout)
+
+
+@pytest.mark.soak
+@given(PLANS, LAYOUTS)
+@settings(max_examples=100, **SETTINGS)
+def test_more_students_and_files_agree_to_the_bit(plan, layout):
+    agree_to_the_bit(plan, layout)
+
+
+def agree_to_the_bit(plan: Plan, layout: str) -> None:
     student = exact_student(plan)
     note(student.code)
     shape = (3, plan.height, plan.width)

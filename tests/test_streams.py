@@ -14,7 +14,7 @@ from rich.console import Console
 from small_cli import ARTIFACTS, artifacts, small_command
 
 from fxquant.cli.log import log_to
-from fxquant.cli.main import _safe
+from fxquant.cli.main import _safe, run
 from fxquant.cli.progress import ProgressWatcher
 from fxquant.cli.streams import SturdyStream
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
 def finished(folder) -> list[str]:
     """The command line of a run that has finished, which prints its results again."""
     arguments = [*small_command(folder), str(folder / "run")]
-    shell(" > /dev/null 2> /dev/null", arguments)
+    assert run(arguments) == 0
     assert set(artifacts(folder / "run")) == ARTIFACTS
     return arguments
 

@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
 
 
 def call(command: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1800)
 
 
 @pytest.fixture(scope="module")

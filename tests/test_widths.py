@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import onnx
@@ -124,9 +125,14 @@ def test_a_file_of_any_width_holds_the_numbers_of_the_student(bits, layout):
     assert check_parity(file.student, file.path, noise(64)).passed
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("bits", [2, 4])
-@pytest.mark.parametrize("grid", KINDS)
+def in_turn(*axes: tuple) -> list:
+    """All combinations, every second one left to `make soak`; any two values still meet."""
+    places = itertools.product(*(range(len(axis)) for axis in axes))
+    every = zip(itertools.product(*axes), places, strict=True)
+    return [pytest.param(*v, marks=[pytest.mark.soak] * (sum(at) % 2)) for v, at in every]
+
+
+@pytest.mark.parametrize(("grid", "bits", "layout"), in_turn(tuple(KINDS), (2, 4), LAYOUTS))
 def test_any_kind_of_grid(grid, bits, layout):
     file = exported("concat", bits, bits, layout, kind=KINDS[grid])
     assert_same_weights(file)

@@ -6,14 +6,17 @@ import statistics
 
 import pytest
 import torch
+from test_kernels import predicted
 from zoo import networks, randomize
 from zoo.compare import max_error, outputs, sqnr
 from zoo.macs import MacCounter, shares
 
 from fxquant.calibration import adjust_layers, calibrate
+from fxquant.exporters.kernels import integer_layers
 from fxquant.exporters.onnx_qdq import export_onnx
 from fxquant.exporters.parity import check_parity
 from fxquant.graph.prepare import prepare
+from fxquant.report.layers import list_layers
 from fxquant.spec import QConfig
 
 UNPOOLS = "pytorchcv:enet_cityscapes"
@@ -30,12 +33,27 @@ SAMPLE = {
     "timm:test_resnet": "timm's own batch norm layers",
     "timm:test_vit": "attention, layer norm",
 }
+# In large what the others, the constructs and the tests of detectors have in small.
+LEFT_TO_SOAK = (
+    *("torchvision:lraspp_mobilenet_v3_large", "torchvision:ssdlite320_mobilenet_v3_large"),
+    *("pytorchcv:densenet40_k12_cifar10", UNPOOLS, "pytorchcv:hardnet39ds"),
+)
 # In dB, at 8 bits. Max-unpooling puts a number back elsewhere where two neighbours are equal on
 # the grid.
 LEAST_SQNR = {UNPOOLS: 14}
+# Every layer of these runs in an integer kernel.
+ALL_INTEGER = (
+    *("torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x0_5"),
+    *("torchvision:squeezenet1_1", "pytorchcv:preresnet20_cifar10"),
+)
 
 
-@pytest.fixture(params=SAMPLE, ids=lambda name: name.replace(":", "-"))
+def _in_test(name: str):
+    marks = [pytest.mark.soak] * (name in LEFT_TO_SOAK)
+    return pytest.param(name, marks=marks, id=name.replace(":", "-"))
+
+
+@pytest.fixture(params=[_in_test(name) for name in SAMPLE])
 def network(request):
     if request.param.startswith("timm"):
         pytest.importorskip("timm")
@@ -83,3 +101,7 @@ def test_network_is_quantized_whole_and_stays_close(network, request, tmp_path):
     assert sqnr(truth, outputs(student, held_back)) >= LEAST_SQNR.get(name, 20)
     path = export_onnx(student, tmp_path / "m.onnx", input_shape=network.input_shape)
     assert check_parity(student, path, held_back).passed
+
+    told = predicted(prepared)
+    assert told == integer_layers(path)
+    assert name not in ALL_INTEGER or told.total() == len(list_layers(prepared)) > 20
