@@ -48,7 +48,7 @@ def open_regular(path: str | Path, *, follow_links: bool = True) -> BinaryIO:
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, f"is {_kind(mode)}, not a file", str(path))
+            raise OSError(errno.EINVAL, f"it is {_kind(mode)}, not a file", str(path))
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -60,16 +60,16 @@ def read_regular(path: str | Path, most: int) -> bytes:
     with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise OSError(errno.EFBIG, f"is larger than {most:,} bytes", str(path))
+        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
     return content
 
 
 def _told(error: OSError, path: str | Path) -> OSError:
     """The same error, in words where the system's are odd: links, and sockets, can't be opened."""
     if error.errno == errno.ELOOP:
-        return OSError(error.errno, "is a link, or links lead in a circle", str(path))
+        return OSError(error.errno, "it is a link, or links lead in a circle", str(path))
     if error.errno == errno.ENXIO:
-        return OSError(error.errno, "is a socket or a device, not a file", str(path))
+        return OSError(error.errno, "it is a socket or a device, not a file", str(path))
     return error
 
 

@@ -22,11 +22,11 @@ def make_socket(path: Path) -> None:
 
 
 ODD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a folder": (Path.mkdir, "is a directory, not a file"),
-    "a pipe": (os.mkfifo, "is a pipe, not a file"),
-    "a socket": (make_socket, "is a socket"),
-    "a device": (lambda path: path.symlink_to("/dev/zero"), "is a device, not a file"),
-    "the null device": (lambda path: path.symlink_to("/dev/null"), "is a device, not a file"),
+    "a folder": (Path.mkdir, "it is a directory, not a file"),
+    "a pipe": (os.mkfifo, "it is a pipe, not a file"),
+    "a socket": (make_socket, "it is a socket"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a file"),
+    "the null device": (lambda path: path.symlink_to("/dev/null"), "it is a device, not a file"),
     "a link in a circle": (lambda path: path.symlink_to(path), "links lead in a circle"),
     "a link to nowhere": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "a file inside a file": (lambda path: path.write_text(""), "Not a directory"),
@@ -62,7 +62,7 @@ def test_links_are_followed_unless_they_must_not_be(tmp_path):
     (tmp_path / "link").symlink_to("file")
     with open_regular(tmp_path / "link") as file:
         assert file.read() == b"content"
-    with pytest.raises(OSError, match="is a link"):
+    with pytest.raises(OSError, match="it is a link"):
         open_regular(tmp_path / "link", follow_links=False)
 
 
