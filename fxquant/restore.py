@@ -18,13 +18,13 @@ from fxquant.graph.prepare import Prepared, prepare
 from fxquant.graph.snap_biases import separate_biases
 from fxquant.models.files import is_file
 from fxquant.models.load import load_model
-from fxquant.models.wording import fit_to_show
 from fxquant.models.zoos import is_named, names_code
 from fxquant.quantizer import Quantizer
 from fxquant.run_folder import IMAGES, RECIPE, REPORT, STUDENT, model_hash
 from fxquant.schema import table, text
 from fxquant.settings import Settings, read_toml, settings_of
 from fxquant.tensor_files import read_tensors
+from fxquant.wording import shown
 
 _FACTS = {"name": text, "source": text, "sha256": text, "arch": text}
 _check_facts = table({}, None, **_FACTS)
@@ -99,9 +99,9 @@ def _told(folder: Path, name: object, option: str) -> str:
     if acts and not is_file(Path(name)):
         what = "is not run" if names_code(name) else "is not downloaded"
         raise OutputError(
-            f"{folder} says that its model is built by '{fit_to_show(name)}', and what a folder names "
-            f"{what} unasked",
-            f"where you trust it, name it again: {option} {fit_to_show(name)}",
+            f"{folder} says that its model is built by '{shown(name, 200)}', and what a folder "
+            f"names {what} unasked",
+            f"where you trust it, name it again: {option} {shown(name, 200)}",
         )
     if option == "--model" and is_file(Path(name)):
         _require_regular(folder, name)
@@ -113,7 +113,7 @@ def _require_regular(folder: Path, name: str) -> None:
         open_regular(name).close()
     except OSError as error:
         raise OutputError(
-            f"'{fit_to_show(name)}', the model of {folder}, can't be read: {error.strerror}",
+            f"'{shown(name, 200)}', the model of {folder}, can't be read: {error.strerror}",
             "give it with --model MODEL",
         ) from error
 
@@ -130,7 +130,7 @@ def load_student(student: nn.Module, path: Path) -> None:
     ]
     if strange:
         raise OutputError(
-            f"{path} is of another network: '{fit_to_show(strange[0])}' doesn't fit",
+            f"{path} is of another network: '{shown(strange[0], 200)}' doesn't fit",
             "it may have been written by another version of fxquant",
         )
     broken = sorted(name for name, value in tensors.items() if not value.isfinite().all())
