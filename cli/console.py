@@ -61,7 +61,7 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
     console = PlainConsole()
     console.print(table)
     for note in _notes(report):
-        console.print(note)
+        console.print(note, soft_wrap=True)
     console.print(f"model   {folder / 'model.onnx'}", soft_wrap=True)
     console.print(f"report  {folder / 'report.html'}", soft_wrap=True)
 

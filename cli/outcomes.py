@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from fxquant.cli.console import PlainConsole, megabytes, print_json
-from fxquant.exporters.latency import Benchmark, Latency
-from fxquant.exporters.parity import Difference, Parity
+
+if TYPE_CHECKING:
+    from fxquant.exporters.figures import Benchmark, Latency
+    from fxquant.exporters.parity import Difference, Parity
 
 
 def print_parity(path: Path, parity: Parity, *, as_json: bool) -> None:

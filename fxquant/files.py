@@ -58,9 +58,15 @@ def open_regular(path: str | Path, *, follow_links: bool = True) -> BinaryIO:
 def read_regular(path: str | Path, most: int) -> bytes:
     """The bytes of a regular file of at most `most` bytes; raises OSError for any other."""
     with open_regular(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
+        return read_within(file, most)
+
+
+def read_within(file: BinaryIO, most: int) -> bytes:
+    """The bytes of an open file; raises OSError where there are more than `most`."""
+    size = os.fstat(file.fileno()).st_size
+    content = file.read(min(size, most) + 1)  # Python takes memory for as many as it is asked for
+    if len(content) > min(size, most):
+        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes")
     return content
 
 

@@ -17,10 +17,10 @@ from fxquant.datafree.importance import Importance
 from fxquant.errors import OutputError
 from fxquant.files import read_regular, write_text
 from fxquant.graph.regions import regions
+from fxquant.json_files import parse_json
 from fxquant.run_folder import model_hash
 from fxquant.schema import many, number, table, text
 from fxquant.settings import Settings
-from fxquant.tensor_files import parse_json
 
 logger = logging.getLogger(__name__)
 

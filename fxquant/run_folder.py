@@ -17,10 +17,10 @@ from torch import nn
 from fxquant import __version__
 from fxquant.errors import OutputError, SettingError
 from fxquant.files import is_leftover, read_regular, remove_leftovers, write_atomic, write_text
+from fxquant.json_files import parse_json
 from fxquant.report_schema import check_report
 from fxquant.settings import Settings, read_toml, to_toml
 from fxquant.state_files import CHECKPOINT, read_state, write_state
-from fxquant.tensor_files import parse_json
 
 MODEL, REPORT, PAGE = "model.onnx", "report.json", "report.html"
 RECIPE, STUDENT, LOG = "recipe.toml", "student.safetensors", "run.log"

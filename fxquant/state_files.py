@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.tensor_files import parse_json, read_tensors, write_tensors
+from fxquant.json_files import parse_json
+from fxquant.tensor_files import read_tensors, write_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 _STATE = "fxquant.state"

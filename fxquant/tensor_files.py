@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from fxquant.files import open_regular
+from fxquant.json_files import parse_json
 from fxquant.schema import table, text, whole
 
 DTYPES = {
@@ -35,7 +35,6 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _METADATA = "__metadata__"
 # Python takes up to forty bytes for one of JSON; a ResNet-152 has a header of 100 kB.
 MOST_HEADER = 1 << 23
-MOST_CONTAINERS = 1_000_000
 MOST_DIMENSIONS = 64
 _PIECE = 1 << 26
 
@@ -74,28 +73,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-
-
-def parse_json(content: bytes | str) -> Any:
-    """JSON of a file; raises ValueError also for what is nested too deep or says a key twice."""
-    marks = (b"[", b"{") if isinstance(content, bytes) else ("[", "{")
-    if sum(map(content.count, marks)) > MOST_CONTAINERS:
-        raise ValueError(f"it has more than {MOST_CONTAINERS:,} lists and tables")
-    try:
-        return json.loads(content, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-
-
-def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    pairs = list(pairs)
-    if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key stands twice in one table")
-    return dict(pairs)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
