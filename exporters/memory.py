@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from fxquant.exporters.isolated import command, environment
+from fxquant.exporters.limits import end_with_parent
 
 
 def peak_memory(path: str | Path, inputs: dict[str, tuple[list[int], str]]) -> int | None:
@@ -25,7 +26,9 @@ def peak_memory(path: str | Path, inputs: dict[str, tuple[list[int], str]]) -> i
     """
     if not Path("/proc/self/status").exists():
         return None
-    program = command("fxquant.exporters.memory", os.path.abspath(path), json.dumps(inputs))
+    program = command(
+        "fxquant.exporters.memory", os.path.abspath(path), json.dumps(inputs), str(os.getpid())
+    )
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             program, cwd=folder, env=environment(), capture_output=True, text=True, check=False
@@ -54,4 +57,5 @@ def _memory(what: str) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent(int(sys.argv[3]))
     print(_measure(sys.argv[1], json.loads(sys.argv[2])))

@@ -48,6 +48,9 @@ class Process(Protocol):
 
     pid: int
 
+    def poll(self) -> int | None:
+        """Its exit code where it has ended, without waiting for it."""
+
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code, or minus the signal that ended it; raises TimeoutExpired."""
 
@@ -89,10 +92,11 @@ def start(order: Path, place: Path) -> Process:
 
 
 def _end(process: Process) -> None:
-    """End it, and what it has started, where that has not ended by itself."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """End it, and what it has started, where it has not ended by itself."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _answer(path: Path, code: int) -> Any:

@@ -88,8 +88,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
     The content is on disk before the name is, so that a loss of power can't part them. On any
     failure the temporary file is removed and `path` is as it was. Raises OutputError where the
-    folder can't be written.
+    folder can't be written, and for a device or a pipe, whose place a file must not take.
     """
+    _require_replaceable(path)
     with told_as(path):
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f"{PREFIX}{path.name}-", suffix=SUFFIX
@@ -123,6 +124,8 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
         place = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX, suffix=SUFFIX))
     try:
         yield place
+        for path in place.iterdir():
+            _require_replaceable(folder / path.name)
         with told_as(folder):
             (folder / last).unlink(missing_ok=True)
             for path in sorted(place.iterdir(), key=lambda path: (path.name == last, path.name)):
@@ -130,6 +133,16 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
             _sync_folder(folder)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _require_replaceable(path: Path) -> None:
+    """Raise OutputError for what is there and no file; a link is replaced, not followed."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return  # nothing there, a link to nothing, or what writing will tell
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"can't write {path}: it is {_kind(mode)}, not a file")
 
 
 def remove_leftovers(folder: Path) -> None:
