@@ -103,7 +103,7 @@ def _told(folder: Path, name: object, option: str) -> str:
             f"names {what} unasked",
             f"where you trust it, name it again: {option} {shown(name, 200)}",
         )
-    if option == "--model" and is_file(Path(name)):
+    if option == "--model" and os.path.lexists(name):
         _require_regular(folder, name)
     return name
 

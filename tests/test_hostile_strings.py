@@ -152,7 +152,7 @@ def test_the_page_of_a_report():
     rows = len(report["layers"])
     report["layers"] += [{**report["layers"][0], "name": t, "kind": t} for t in texts]
     report["float"] += [{"name": t, "what": t, "reason": t} for t in texts]
-    report["notes"] += texts
+    report["notes"] = texts
     report["machine"] |= {f"{i}{t[:99]}": t for i, t in enumerate(texts)}
     for text in (STRINGS["HTML"], STRINGS["an attribute"], STRINGS["a title"] + STRINGS["both"]):
         report["model"] |= {"name": text, "source": text}
