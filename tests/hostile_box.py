@@ -53,13 +53,14 @@ def all_cases() -> dict[str, Case]:
     import hostile_modules
     import hostile_onnx
     import hostile_onnx_claims
+    import hostile_onnx_files
     import hostile_others
     import hostile_pickles
     import hostile_runs
 
     modules = (
         *(hostile_pickles, hostile_modules, hostile_archives),
-        *(hostile_others, hostile_onnx, hostile_onnx_claims, hostile_runs),
+        *(hostile_others, hostile_onnx, hostile_onnx_claims, hostile_onnx_files, hostile_runs),
     )
     return {name: case for module in modules for name, case in module.CASES.items()}
 
