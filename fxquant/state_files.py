@@ -7,6 +7,8 @@ Reading one makes nothing else of a file, whatever it says.
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fxquant.json_files import parse_json
-from fxquant.tensor_files import read_tensors, write_tensors
+from fxquant.tensor_files import bytes_of, read_tensors, write_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
-_STATE = "fxquant.state"
+_STATE, _SUM = "fxquant.state", "fxquant.crc32"
 DEEPEST = 16
 MOST_STRIDE = 1 << 40
 _PLAIN = (type(None), bool, int, float, str)
@@ -26,20 +28,31 @@ _PLAIN = (type(None), bool, int, float, str)
 def write_state(state: Any, path: Path) -> None:
     """Write a state to a file; raises TypeError for what is neither plain nor a tensor."""
     writer = _Writer()
-    outline = writer.outline(state)
-    write_tensors(path, writer.tensors, {_STATE: json.dumps(outline, allow_nan=False)})
+    outline = json.dumps(writer.outline(state), allow_nan=False)
+    metadata = {_STATE: outline, _SUM: _checksum(outline, writer.tensors.values())}
+    write_tensors(path, writer.tensors, metadata)
 
 
 def read_state(path: Path) -> Any:
     """The state in a file, its tensors on the CPU; raises OSError, ValueError for a bad file."""
     tensors, metadata = read_tensors(path)
-    if set(metadata) != {_STATE}:
+    if metadata.keys() - {_SUM} != {_STATE}:
         raise ValueError("it holds no state")
+    if metadata.get(_SUM) not in (None, _checksum(metadata[_STATE], tensors.values())):
+        raise ValueError("it is damaged: its checksum is another")
     reader = _Reader(tensors)
     state = reader.value(parse_json(metadata[_STATE]), DEEPEST)
     if reader.left:
         raise ValueError("it holds tensors that are no part of the state")
     return state
+
+
+def _checksum(outline: str, tensors: Iterable[Tensor]) -> str:
+    """Of all that a file holds, against damage: whoever writes one can write this, too."""
+    total = zlib.crc32(outline.encode())
+    for tensor in tensors:
+        total = zlib.crc32(bytes_of(tensor.cpu()), total)
+    return str(total)
 
 
 class _Writer:

@@ -67,10 +67,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(content)) + content)
         for tensor in tensors.values():
-            file.write(_bytes_of(tensor.detach().cpu()))
+            file.write(bytes_of(tensor.detach().cpu()))
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
@@ -125,7 +125,7 @@ def _check_places(header: dict[str, Any], size: int) -> dict[str, tuple[torch.dt
 
 def _read(file: BinaryIO, name: str, dtype: torch.dtype, shape: list[int]) -> Tensor:
     tensor = torch.empty(shape, dtype=dtype)
-    memory = _bytes_of(tensor)
+    memory = bytes_of(tensor)
     for start in range(0, len(memory), _PIECE):
         piece = memory[start : start + _PIECE]
         if file.readinto(piece) != len(piece):

@@ -131,6 +131,17 @@ def test_truth_values_of_another_kind(tmp_path):
         read_tensors(tmp_path / "file")
 
 
+def test_every_bit_of_the_tensors_counts(tmp_path):
+    write_state({"a": torch.arange(3.0)}, tmp_path / "whole")
+    content = (tmp_path / "whole").read_bytes()
+    for place in range(len(content) - 12, len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        (tmp_path / "damaged").write_bytes(damaged)
+        with pytest.raises(ValueError, match="checksum"):
+            read_state(tmp_path / "damaged")
+
+
 def test_every_cut_of_a_file_is_refused(tmp_path):
     write_state({"a": torch.arange(5.0), "b": [1, None, "x"]}, tmp_path / "whole")
     content = (tmp_path / "whole").read_bytes()
