@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
+
+from fxquant.cli.options import LIMITS, require_file, takes
 
 
 @click.command(short_help="Measure a file's speed, size and memory here.")
@@ -20,8 +23,17 @@ import click
     "--batch", type=click.IntRange(2), default=8, help="Images at once, beside one.  [default: 8]"
 )
 @click.option("--runs", type=click.IntRange(1), default=30, help="Of each file.  [default: 30]")
+@takes(*LIMITS)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
-def bench(file: Path, against: tuple[Path, ...], batch: int, runs: int, as_json: bool) -> int:
+def bench(
+    file: Path,
+    against: tuple[Path, ...],
+    batch: int,
+    runs: int,
+    time_limit: float | None,
+    memory_limit: float | None,
+    as_json: bool,
+) -> int:
     """Measure MODEL.onnx in ONNX Runtime on this machine's processor.
 
     All files are measured in turns, so that they share the machine's noise: latency with one
@@ -29,14 +41,14 @@ def bench(file: Path, against: tuple[Path, ...], batch: int, runs: int, as_json:
     integer kernels.
     """
     from fxquant.cli.outcomes import print_benchmarks
-    from fxquant.errors import SettingError
-    from fxquant.exporters.external import require_data_beside
-    from fxquant.exporters.latency import benchmark
+    from fxquant.exporters.figures import Benchmark
+    from fxquant.exporters.sandbox import Limits, run_task
 
     files = [file, *against]
     for path in files:
-        if not path.is_file():
-            raise SettingError(f"there is no file '{path}'")
-        require_data_beside(path)
-    print_benchmarks(benchmark(files, batches=(1, batch), runs=runs), as_json=as_json)
+        require_file(path)
+    order = {"files": list(map(os.path.abspath, files)), "batch": batch, "runs": runs}
+    found = run_task("bench", order, Limits(time_limit, memory_limit))
+    named = [{**one, "file": str(path)} for one, path in zip(found, files, strict=True)]
+    print_benchmarks([Benchmark.from_dict(one) for one in named], as_json=as_json)
     return 0

@@ -1,4 +1,7 @@
-"""What commands print: results to stdout, status to stderr."""
+"""What commands print: results to stdout, status to stderr; the one way to a terminal.
+
+Text may come out of a file. Nothing here takes markup, and all of it goes through `shown`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,36 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from fxquant.run_folder import MODEL, PAGE
+from fxquant.wording import shown, shown_lines
+
+
+class PlainConsole(Console):
+    """A console that shows text as it is: no markup, no emoji codes, nothing that steers."""
+
+    def __init__(self, **options: Any):
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text of a line, a title or a cell."""
+        return super().render_str(shown(text), **options)
+
+
+def line(text: object, *, err: bool = False) -> None:
+    """One line of text, to stdout or stderr."""
+    click.echo(shown(text), err=err)
 
 
 def status(text: str) -> None:
     """One line about what is going on, to stderr."""
-    click.echo(text, err=True)
+    line(text, err=True)
+
+
+def complain(label: str, text: object) -> None:
+    """What is wrong, or what to do about it, to stderr, within bounds."""
+    styled = click.style(f"{label}:", fg="red" if label == "error" else "yellow", bold=True)
+    click.echo(f"{styled} {shown_lines(text)}", err=True)
 
 
 def print_json(values: dict[str, Any]) -> None:
@@ -32,12 +58,12 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
     table.add_column("quantized", justify="right")
     for row in _rows(report):
         table.add_row(*row)
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(table)
-    for line in _notes(report):
-        console.print(line)
-    console.print(f"model   {folder / MODEL}", soft_wrap=True)
-    console.print(f"report  {folder / PAGE}", soft_wrap=True)
+    for note in _notes(report):
+        console.print(note, soft_wrap=True)
+    console.print(f"model   {folder / 'model.onnx'}", soft_wrap=True)
+    console.print(f"report  {folder / 'report.html'}", soft_wrap=True)
 
 
 def _widths(report: dict[str, Any]) -> str:

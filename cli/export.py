@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -48,6 +47,7 @@ def export(
 
     DIR is the output folder of fxquant quantize. The file is run and compared with the student.
     """
+    from fxquant.cli.console import line, print_json
     from fxquant.cli.outcomes import print_parity, print_program
     from fxquant.exporters.again import (
         export_again,
@@ -65,7 +65,7 @@ def export(
     run = restore_run(folder, **where)
     if kind == "float":
         path = export_float_again(run, output or folder / "float.onnx")
-        click.echo(json.dumps({"file": str(path)}) if as_json else f"file    {path}")
+        print_json({"file": str(path)}) if as_json else line(f"file    {path}")
         return 0
     if kind == "pt2":
         path = output or folder / PROGRAM

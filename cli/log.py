@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from fxquant.wording import shown_lines
+
 MOST_BYTES, OLD_FILES = 1_000_000, 3
 
 
@@ -16,6 +18,14 @@ class _QuietHandler(RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
         """Nothing."""
+
+
+class _PlainFormatter(logging.Formatter):
+    """Lines that a terminal may be shown, whatever is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as a line, or as lines that are set in."""
+        return shown_lines(super().format(record))
 
 
 @contextmanager
@@ -27,7 +37,7 @@ def log_to(path: Path) -> Iterator[None]:
     handler = _QuietHandler(
         path, maxBytes=MOST_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True
     )
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("fxquant")
     before = logger.level
     logger.addHandler(handler)

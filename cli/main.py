@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -17,6 +18,7 @@ from fxquant.cli.quantize import quantize
 from fxquant.cli.streams import make_streams_sturdy, open_missing_streams
 from fxquant.cli.verify import verify
 from fxquant.errors import FxQuantError
+from fxquant.wording import LONGEST, shown
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 3
 
@@ -61,7 +63,7 @@ def run(arguments: list[str] | None = None) -> int:
             _say("hint", error.hint)
         return error.exit_code
     except click.UsageError as error:
-        error.show()
+        _show_usage(error)
         return EXIT_USAGE
     except click.ClickException as error:
         _say("error", error.format_message())
@@ -89,13 +91,17 @@ def _memory_ran_out(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
-def _say(label: str, text: str) -> None:
+def _say(label: str, text: object) -> None:
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return  # torchrun started several, and the first says it
-    styled = click.style(f"{label}:", fg="red" if label == "error" else "yellow", bold=True)
-    click.echo(f"{styled} {_safe(text)}", err=True)
+    from fxquant.cli.console import complain
+
+    complain(label, text)
 
 
-def _safe(text: str) -> str:
-    """Text that may come out of a file, without what would steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+def _show_usage(error: click.UsageError) -> None:
+    """What click says of a command line, which may hold the name of a file."""
+    usage = io.StringIO()
+    error.show(usage)
+    for row in usage.getvalue().splitlines():
+        click.echo(shown(row, LONGEST), err=True)

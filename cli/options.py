@@ -150,6 +150,21 @@ NETWORK: tuple[Option, ...] = (
     ),
     click.option("--input-shape", type=SHAPE, metavar="C,H,W", help="Shape of one input image."),
 )
+LIMITS: tuple[Option, ...] = (
+    click.option(
+        "--time-limit",
+        type=click.FloatRange(1, 1e7),
+        metavar="SECONDS",
+        help="How long the file may take.  [default: an hour, and as its size has it for the "
+        "first call]",
+    ),
+    click.option(
+        "--memory-limit",
+        type=Amount("B", "8GB"),
+        metavar="SIZE",
+        help="How much memory the file may take: 8GB.  [default: as its size has it]",
+    ),
+)
 NMS: Option = click.option(
     "--with-nms",
     "nms",
@@ -162,6 +177,19 @@ CONFIG: Option = click.option(
     type=click.Path(path_type=Path),
     help="recipe.toml of another run; other options override it.",
 )
+
+
+def require_file(path: Path) -> None:
+    """Raise SettingError at once for a path where no regular file is, or one that can't be read."""
+    from fxquant.errors import SettingError
+    from fxquant.files import open_regular
+
+    try:
+        open_regular(path).close()
+    except FileNotFoundError as error:
+        raise SettingError(f"there is no file '{path}'") from error
+    except OSError as error:
+        raise SettingError(f"'{path}' can't be opened: {error.strerror or error}") from error
 
 
 def takes(*options: Option) -> Option:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from fxquant.cli.console import megabytes, print_json
-from fxquant.exporters.latency import Benchmark, Latency
-from fxquant.exporters.parity import Difference, Parity
+from fxquant.cli.console import PlainConsole, megabytes, print_json
+
+if TYPE_CHECKING:
+    from fxquant.exporters.figures import Benchmark, Latency
+    from fxquant.exporters.parity import Difference, Parity
 
 
 def print_parity(path: Path, parity: Parity, *, as_json: bool) -> None:
@@ -27,7 +29,7 @@ def print_parity(path: Path, parity: Parity, *, as_json: bool) -> None:
     table.add_row("graph optimisations on", *_cells(parity.optimized))
     if parity.precise:
         table.add_row("on, session.x64quantprecision", *_cells(parity.precise))
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(table)
     console.print(
         f"{parity.convolutions_integer} of {parity.convolutions} convolutions and "
@@ -45,7 +47,7 @@ def print_program(path: Path, difference: Difference, *, as_json: bool) -> None:
         facts = {"file": str(path), "passed": difference.passed, **asdict(difference)}
         print_json(facts)
         return
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(f"file    {path} ({megabytes(path.stat().st_size)})", soft_wrap=True)
     console.print(f"parity  passed, SQNR {difference.sqnr_db:.1f} dB")
 
@@ -64,7 +66,7 @@ def print_benchmarks(benchmarks: list[Benchmark], *, as_json: bool) -> None:
     for name, cells, numbers in _measured(benchmarks):
         ratio = [f"{numbers[1] / numbers[0]:.2f}"] if len(numbers) == 2 and all(numbers) else []
         table.add_row(name, *cells, *ratio)
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(table)
     for one in benchmarks:
         if one.processor_note:

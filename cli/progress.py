@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fxquant.cli.console import PlainConsole
 from fxquant.cli.together import stop_asked
 from fxquant.datafree.engine import Engine
 from fxquant.datafree.watcher import Watcher
@@ -31,16 +31,16 @@ class ProgressWatcher(Watcher):
 
     def __init__(self, folder: RunFolder | None = None):
         self.folder = folder
-        self.console = Console(stderr=True, highlight=False)
+        self.console = PlainConsole(stderr=True)
         self.bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description:<13}"),
+            TextColumn("{task.description:<13}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}", style="dim"),
+            TextColumn("{task.fields[losses]}", style="dim", markup=False),
             console=self.console,
         )
         self.task = None

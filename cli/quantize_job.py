@@ -18,6 +18,7 @@ from fxquant.datafree.ablation import ablate
 from fxquant.datafree.checks import check_recipe
 from fxquant.datafree.recipes import find_recipe, fit_recipe, nothing_to_match
 from fxquant.datafree.watcher import Watcher, Watchers
+from fxquant.errors import OutputError
 from fxquant.exporters.artifacts import export
 from fxquant.exporters.detections import retinanet_of
 from fxquant.exporters.files import Form
@@ -26,7 +27,7 @@ from fxquant.graph.prepare import Prepared, prepare
 from fxquant.models.load import LoadedModel, load_model
 from fxquant.pipeline import resolve_device, run, width_chooser
 from fxquant.report.evaluate import EvaluationData
-from fxquant.run_folder import EVENTS, LOG, RunFolder, model_hash
+from fxquant.run_folder import EVENTS, LOG, REPORT, RunFolder, model_hash
 from fxquant.settings import Settings
 from fxquant.tensorboard import TensorBoardWatcher
 
@@ -37,9 +38,21 @@ def run_job(model: str, *, as_json: bool, output: Path | None, **options: Any) -
     if done is None:
         return 0
     report, path = done
+    parity = _parity_of(report, path)
     print_json(report) if as_json else print_summary(report, path)
-    require_parity(Parity.from_dict(report["parity"]))
+    require_parity(parity)
     return 0
+
+
+def _parity_of(report: dict[str, Any], folder: Path) -> Parity:
+    """What a report says of parity; raises OutputError where it says something else."""
+    try:
+        return Parity.from_dict(report["parity"])
+    except TypeError as error:
+        raise OutputError(
+            f"{folder / REPORT} can't be read: its parity has other keys than a run's",
+            "remove it, and the same command does again what it stands for",
+        ) from error
 
 
 def _job(

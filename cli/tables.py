@@ -6,9 +6,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import click
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from fxquant.cli.console import PlainConsole, line
+from fxquant.wording import shown
 
 FEW = 8  # names of a list that a terminal shows
 GAP, NARROWEST = 2, 16
@@ -27,33 +29,35 @@ class Page:
     """Prints to stdout as wide as the terminal is; elsewhere nothing is wrapped or left out."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, markup=False, emoji=False)
+        self._console = PlainConsole()
         self.is_terminal = self._console.is_terminal
         self._began = False
 
     def title(self, text: str) -> None:
         """A line that heads what follows, with space between it and what came before."""
-        text, self._began = f"\n{text}" if self._began else text, True
+        if self._began:
+            line("")
+        self._began = True
         if self.is_terminal:
             self._console.print(text, style="bold")
         else:
-            click.echo(text)
+            line(text)
 
     def text(self, text: str, indent: int = 0) -> None:
         """A paragraph, wrapped between words in a terminal."""
         pad = " " * indent
         if not self.is_terminal:
-            click.echo(pad + text)
+            line(pad + text)
             return
         lines = textwrap.wrap(
-            text,
+            shown(text),
             max(self._console.width, 20),
             initial_indent=pad,
             subsequent_indent=pad,
             break_on_hyphens=False,
         )
-        for line in lines:
-            self._console.print(line, soft_wrap=True)
+        for wrapped in lines:
+            self._console.print(wrapped, soft_wrap=True)
 
     def names(self, names: Sequence[str], indent: int = 0) -> None:
         """A list of names: the first few in a terminal, every one elsewhere."""
@@ -64,9 +68,10 @@ class Page:
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         """Rows of cells, under titles where a column has one."""
+        rows = [[shown(cell) for cell in row] for row in rows]
         if not self.is_terminal:
-            for line in _aligned(columns, rows):
-                click.echo(line)
+            for aligned in _aligned(columns, rows):
+                line(aligned)
             return
         titled = any(column.title for column in columns)
         table = Table(box=None, show_header=titled, pad_edge=False, padding=(0, GAP, 0, 0))
@@ -76,7 +81,7 @@ class Page:
         room = self._room(columns, rows)
         for row in rows:
             cells = zip(row, columns, strict=True)
-            table.add_row(*(fold(cell, room) if column.fold else cell for cell, column in cells))
+            table.add_row(*(Text(fold(cell, room)) if c.fold else cell for cell, c in cells))
         self._console.print(table)
 
     def _room(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from fxquant.cli.models import model_options, restore_run
-from fxquant.cli.options import EVALUATION, takes
-
-if TYPE_CHECKING:
-    from fxquant.inputs import Inputs
-    from fxquant.restore import Restored
-
-MOST_BYTES = 1 << 29  # of images in memory; check_parity copies them in double precision
+from fxquant.cli.models import model_options
+from fxquant.cli.options import EVALUATION, LIMITS, require_file, takes
 
 
 @click.command(short_help="Compare an ONNX file with the student it was made from.")
@@ -33,6 +27,7 @@ MOST_BYTES = 1 << 29  # of images in memory; check_parity copies them in double 
     help="Images of your own (.npz) to compare on, as for fxquant quantize.",
 )
 @takes(*EVALUATION)
+@takes(*LIMITS)
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 @model_options
 def verify(
@@ -41,6 +36,8 @@ def verify(
     eval_data: Path | None,
     eval_mean: tuple[float, ...],
     eval_std: tuple[float, ...],
+    time_limit: float | None,
+    memory_limit: float | None,
     as_json: bool,
     **where,
 ) -> int:
@@ -49,36 +46,20 @@ def verify(
     Both with ONNX Runtime's graph optimisations off and on. Where the file computes something
     else, the first tensor that diverges is named and the exit code is 4. The file stays as it is.
     """
-    from fxquant.cli.outcomes import print_parity
-    from fxquant.errors import SettingError
-    from fxquant.exporters.external import require_data_beside
-    from fxquant.exporters.parity import check_parity, require_parity
+    from fxquant.exporters.sandbox import Limits, run_task, search_path
 
-    if not file.is_file():
-        raise SettingError(f"there is no file '{file}'")
-    require_data_beside(file)
-    run = restore_run(folder, **where)
-    images = _own_images(run, eval_data, eval_mean, eval_std) if eval_data else run.images
-    parity = check_parity(run.student, file, images, record=False)
+    require_file(file)
+    own = {"path": str(eval_data), "mean": eval_mean, "std": eval_std} if eval_data else None
+    order = {
+        **{"file": os.path.abspath(file), "folder": str(folder), "own_images": own, **where},
+        **{"called_in": os.getcwd(), "search_path": search_path()},
+    }
+    found = run_task("verify", order, Limits(time_limit, memory_limit))
+
+    from fxquant.cli.outcomes import print_parity
+    from fxquant.exporters.parity import Parity, require_parity
+
+    parity = Parity.from_dict(found)
     print_parity(file, parity, as_json=as_json)
     require_parity(parity)
     return 0
-
-
-def _own_images(
-    run: Restored, path: Path, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Inputs:
-    """The first images of a file, as many as there is room for."""
-    import torch
-
-    from fxquant.report.evaluate import EvaluationData
-
-    data = EvaluationData(path, mean, std)
-    data.check(run.settings.input_shape)
-    batches, left = [], MOST_BYTES
-    for images, _ in data.batches():
-        batches.append(torch.from_numpy(images))
-        left -= images.nbytes
-        if left <= 0:
-            break
-    return torch.cat(batches)

@@ -52,45 +52,40 @@ def load_model_without_data(path: str | Path) -> onnx.ModelProto:
         raise ExportError(f"'{path}' can't be read as ONNX: {error}") from error
 
 
-def require_data_beside(path: str | Path) -> None:
-    """Raise ExportError where a file has weights in other files than those in its own folder.
-
-    A file from elsewhere could have whatever can be read here for its weights.
-    """
-    folder = Path(path).resolve().parent
-    for name in sorted(_outside(load_model_without_data(path))):
-        data = folder / name
-        if Path(name).name != name or data.is_symlink() or not data.is_file():
-            raise ExportError(
-                f"'{path}' has weights in '{name}', which is no file in its folder",
-                "keep a model and the file of its weights together",
-            )
-
-
 def _outside(model: onnx.ModelProto) -> set[str]:
     """The files that hold tensors of a model."""
-    graphs = [model.graph, *(function for function in model.functions)]
     return {
-        entry.value
-        for graph in graphs
-        for tensor in _tensors(graph)
+        location
+        for graph in (model.graph, *model.functions)
+        for tensor in tensors_of(graph)
         if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
+        and (location := outside_entries(tensor).get("location"))
     }
 
 
-def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[TensorProto]:
+def outside_entries(tensor: TensorProto) -> dict[str, str]:
+    """What a tensor says of where its numbers lie outside: `location`, `offset`, `length`."""
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def tensors_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[TensorProto]:
     """All tensors of a graph or function, those in attributes and inner graphs included."""
     if isinstance(graph, onnx.GraphProto):
         yield from graph.initializer
         yield from _of_sparse(graph.sparse_initializer)
     for node in graph.node:
         for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            yield from _of_sparse((attribute.sparse_tensor, *attribute.sparse_tensors))
+            yield from ([attribute.t] if attribute.HasField("t") else [])
+            yield from attribute.tensors
+            yield from _of_sparse(sparse_of(attribute))
             for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
+                yield from tensors_of(inner)
+
+
+def sparse_of(attribute: onnx.AttributeProto) -> list[onnx.SparseTensorProto]:
+    """The sparse tensors of an attribute."""
+    own = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+    return [*own, *attribute.sparse_tensors]
 
 
 def _of_sparse(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[TensorProto]:

@@ -6,12 +6,17 @@ It imports neither torch nor the rest of the package, whose memory would hide th
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+
+from fxquant.exporters.isolated import command, environment
+from fxquant.exporters.limits import end_with_parent
 
 
 def peak_memory(path: str | Path, inputs: dict[str, tuple[list[int], str]]) -> int | None:
@@ -21,8 +26,13 @@ def peak_memory(path: str | Path, inputs: dict[str, tuple[list[int], str]]) -> i
     """
     if not Path("/proc/self/status").exists():
         return None
-    command = [sys.executable, "-m", __name__, str(path), json.dumps(inputs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    program = command(
+        "fxquant.exporters.memory", os.path.abspath(path), json.dumps(inputs), str(os.getpid())
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            program, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+        )
     return int(done.stdout) if done.returncode == 0 else None
 
 
@@ -47,4 +57,5 @@ def _memory(what: str) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent(int(sys.argv[3]))
     print(_measure(sys.argv[1], json.loads(sys.argv[2])))

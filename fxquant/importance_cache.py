@@ -15,12 +15,19 @@ from torch import nn
 from fxquant import __version__
 from fxquant.datafree.importance import Importance
 from fxquant.errors import OutputError
-from fxquant.files import write_text
+from fxquant.files import read_regular, write_text
 from fxquant.graph.regions import regions
+from fxquant.json_files import parse_json
 from fxquant.run_folder import model_hash
+from fxquant.schema import many, number, table, text
 from fxquant.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+_PARTS = ("layers", "trace", "standard_error")
+_check = table({"layers": many(text), "trace": many(number), "standard_error": many(number)})
+# That of a network of a thousand layers has sixty thousand.
+MOST_BYTES = 1 << 24
 
 
 def cache_folder() -> Path:
@@ -53,13 +60,12 @@ class ImportanceCache:
     def read(self, key: str) -> Importance | None:
         """The measurement of this key, or None where there is none."""
         try:
-            values = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
-            layers = tuple(map(str, values["layers"]))
-            numbers = [tuple(map(float, values[k])) for k in ("trace", "standard_error")]
-        except (OSError, ValueError, KeyError, TypeError):
+            values = parse_json(read_regular(self.folder / f"{key}.json", MOST_BYTES))
+            _check(values, "")
+        except (OSError, ValueError):
             return None
-        fits = all(len(part) == len(layers) for part in numbers)
-        return Importance(layers, *numbers) if fits else None
+        parts = [tuple(values[name]) for name in _PARTS]
+        return Importance(*parts) if len(set(map(len, parts))) == 1 else None
 
     def write(self, key: str, importance: Importance) -> None:
         """Keep a measurement; a folder that can't be written is no failure."""

@@ -14,6 +14,7 @@ from fxquant.datafree.engine import Engine
 from fxquant.datafree.importance import Importance
 from fxquant.datafree.recipe import Recipe
 from fxquant.datafree.recipes import find_recipe, fit_recipe, nothing_to_match
+from fxquant.datafree.resume import resume
 from fxquant.datafree.watcher import Watcher
 from fxquant.errors import OutputError, SettingError
 from fxquant.graph.detectors import DetectorNetwork
@@ -25,6 +26,7 @@ from fxquant.mixed.shares import measure_costs, require_possible
 from fxquant.ranges import ESTIMATORS
 from fxquant.settings import Settings
 from fxquant.spec import QConfig
+from fxquant.state_files import CHECKPOINT
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ def train(
         choose=width_chooser(prepared, settings),
     )
     if state is not None:
-        _continue_from(engine, state)
+        _continue_from(engine, state, settings)
     engine.run()
     return engine
 
@@ -126,14 +128,14 @@ def width_chooser(prepared: Prepared, settings: Settings) -> WidthChooser | None
     return WidthChooser(costs, settings.mixed, ESTIMATORS[settings.recipe.schedule.ranges])
 
 
-def _continue_from(engine: Engine, state: dict) -> None:
+def _continue_from(engine: Engine, state: dict, settings: Settings) -> None:
     try:
-        engine.load_state_dict(state)
+        resume(engine, state, settings.input_shape)
     except Exception as error:
         raise OutputError(
             "the state to continue from is not that of this run: "
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            "remove checkpoint.pt to begin anew",
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}",
+            f"remove {CHECKPOINT} to begin anew",
         ) from error
 
 

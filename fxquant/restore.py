@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fxquant.errors import OutputError
+from fxquant.files import open_regular
 from fxquant.graph.prepare import Prepared, prepare
 from fxquant.graph.snap_biases import separate_biases
 from fxquant.models.files import is_file
 from fxquant.models.load import load_model
-from fxquant.models.zoos import names_code
+from fxquant.models.zoos import is_named, names_code
 from fxquant.quantizer import Quantizer
 from fxquant.run_folder import IMAGES, RECIPE, REPORT, STUDENT, model_hash
-from fxquant.settings import Settings, read_settings, read_toml
+from fxquant.schema import table, text
+from fxquant.settings import Settings, read_toml, settings_of
+from fxquant.tensor_files import read_tensors
+from fxquant.wording import shown
 
+_FACTS = {"name": text, "source": text, "sha256": text, "arch": text}
+_check_facts = table({}, None, **_FACTS)
 # Of generated images, that many bytes are kept in a run's folder.
 IMAGE_BYTES, FEWEST_IMAGES = 1 << 24, 4
 
@@ -68,9 +73,9 @@ def find_model(
 ) -> nn.Module:
     """The model that a finished run quantized: from where the run had it, or from `source`.
 
-    A folder may come from anywhere, so that code which its recipe.toml names is not run: who calls
-    names it again. Raises OutputError where the model is not known, ModelLoadError where it can't
-    be loaded.
+    A folder may come from anywhere, so that code which its recipe.toml names is not run, and a
+    zoo's network not downloaded: who calls names it again. Raises OutputError where the model is
+    not known, ModelLoadError where it can't be loaded.
     """
     folder = Path(folder)
     facts = _read(folder)[1]
@@ -85,15 +90,32 @@ def find_model(
 
 
 def _told(folder: Path, name: object, option: str) -> str:
-    """A model or architecture as a folder names it, unless that is code."""
+    """A model or architecture as a folder names it, unless that is code, a download or no file.
+
+    A zoo's network stands for its weights as a model, for none of them as an architecture.
+    """
     name = str(name)
-    if names_code(name) and not is_file(Path(name)):
+    acts = is_named(name) if option == "--model" else names_code(name)
+    if acts and not is_file(Path(name)):
+        what = "is not run" if names_code(name) else "is not downloaded"
         raise OutputError(
-            f"{folder} says that its model is built by '{name}', and what a folder names is not "
-            "run unasked",
-            f"where you trust that code: {option} {name}",
+            f"{folder} says that its model is built by '{shown(name, 200)}', and what a folder "
+            f"names {what} unasked",
+            f"where you trust it, name it again: {option} {shown(name, 200)}",
         )
+    if option == "--model" and os.path.lexists(name):
+        _require_regular(folder, name)
     return name
+
+
+def _require_regular(folder: Path, name: str) -> None:
+    try:
+        open_regular(name).close()
+    except OSError as error:
+        raise OutputError(
+            f"'{shown(name, 200)}', the model of {folder}, can't be read: {error.strerror}",
+            "give it with --model MODEL",
+        ) from error
 
 
 def load_student(student: nn.Module, path: Path) -> None:
@@ -102,11 +124,13 @@ def load_student(student: nn.Module, path: Path) -> None:
     separate_biases(student)
     state = {k: v for k, v in student.state_dict().items() if not k.endswith("_extra_state")}
     strange = sorted(state.keys() ^ tensors.keys()) or [
-        name for name, value in state.items() if value.shape != tensors[name].shape
+        name
+        for name, value in state.items()
+        if (value.shape, value.dtype) != (tensors[name].shape, tensors[name].dtype)
     ]
     if strange:
         raise OutputError(
-            f"{path} is of another network: '{strange[0]}' doesn't fit",
+            f"{path} is of another network: '{shown(strange[0], 200)}' doesn't fit",
             "it may have been written by another version of fxquant",
         )
     broken = sorted(name for name, value in tensors.items() if not value.isfinite().all())
@@ -129,7 +153,8 @@ def images_to_keep(images: Tensor) -> Tensor:
 def load_images(folder: Path) -> Tensor:
     """The images that a run left in its folder, float32, (n, channels, height, width)."""
     images = _load(folder / IMAGES).get("images")
-    if images is None or images.dim() < 2 or not len(images) or not images.isfinite().all():
+    fits = images is not None and images.is_floating_point() and images.dim() >= 2
+    if not fits or not images.numel() or not images.isfinite().all():
         raise OutputError(f"{folder / IMAGES} holds no images")
     return images.float()
 
@@ -145,20 +170,25 @@ def _images_of(folder: Path, settings: Settings) -> Tensor:
 
 
 def _read(folder: Path) -> tuple[Settings, dict[str, Any]]:
-    missing = [n for n in (RECIPE, STUDENT, REPORT, IMAGES) if not (folder / n).exists()]
+    needed = (RECIPE, STUDENT, REPORT, IMAGES)
+    missing = [name for name in needed if not os.path.lexists(folder / name)]
     if missing:
         raise OutputError(
             f"{folder} holds no finished run: there is no {missing[0]}",
             "expected the output folder of fxquant quantize",
         )
-    facts = read_toml(folder / RECIPE).get("model", {})
-    if not isinstance(facts, dict):
-        raise OutputError(f"{folder / RECIPE} holds no table [model]")
-    return read_settings(folder / RECIPE), facts
+    values = read_toml(folder / RECIPE)
+    try:
+        _check_facts(values.get("model", {}), "model")
+    except ValueError as error:
+        raise OutputError(f"{folder / RECIPE} can't be used: {error}") from error
+    return settings_of(values, folder / RECIPE), values.get("model", {})
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        return read_tensors(path)[0]
+    except OSError as error:
+        raise OutputError(f"{path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise OutputError(f"{path} can't be read: {error}") from error

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
 from fxquant import __version__
-from fxquant.errors import ModelLoadError, OutputError, SettingError
-from fxquant.files import is_leftover, remove_leftovers, write_atomic, write_text
-from fxquant.models.archives import open_archive
-from fxquant.models.pickles import read_pickle
+from fxquant.errors import OutputError, SettingError
+from fxquant.files import is_leftover, read_regular, remove_leftovers, write_atomic, write_text
+from fxquant.json_files import parse_json
+from fxquant.report_schema import check_report
 from fxquant.settings import Settings, read_toml, to_toml
+from fxquant.state_files import CHECKPOINT, read_state, write_state
 
 MODEL, REPORT, PAGE = "model.onnx", "report.json", "report.html"
 RECIPE, STUDENT, LOG = "recipe.toml", "student.safetensors", "run.log"
 IMAGES, PROGRAM = "images.safetensors", "model.pt2"
-CHECKPOINT, LOCK, TIMING = "checkpoint.pt", ".lock", "timing.json"
-EVENTS = "tensorboard"
+LOCK, TIMING, EVENTS = ".lock", "timing.json", "tensorboard"
+# A pickle, as earlier versions wrote it.
+OLD_CHECKPOINT = "checkpoint.pt"
 _RESULTS = (MODEL, PROGRAM, IMAGES, REPORT, PAGE, RECIPE, STUDENT)
 _OURS = (*_RESULTS, LOG, CHECKPOINT, LOCK, TIMING, EVENTS)
 
@@ -31,7 +35,8 @@ SECONDS_BETWEEN_CHECKPOINTS = 30.0
 # Saving may take one part in fifty of the time, however large the checkpoint.
 MOST_TIME_SAVING = 0.02
 
-REPORT_KEYS = ("model", "settings", "summary", "size", "bitops", "quality", "float", "parity")
+# A hundred thousand steps of a dozen losses.
+MOST_REPORT = 1 << 25
 
 
 def model_hash(model: nn.Module) -> str:
@@ -83,17 +88,29 @@ class RunFolder:
         self._lock.release()
 
     def _refuse_links(self) -> None:
-        """A link in a folder from elsewhere could lead what is written to any other file."""
-        links = [name for name in _OURS if (self.path / name).is_symlink()]
-        if links:
-            raise OutputError(
-                f"{self.path / links[0]} is a link, which would be written through",
-                "choose another folder with --output",
-            )
+        """A link in a folder from elsewhere could lead what is written to any other file.
+
+        So could a second name of a file that is written in place; a pipe would never let go.
+        """
+        for name in _OURS:
+            path = self.path / name
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                continue
+            odd = None
+            if stat.S_ISLNK(found.st_mode):
+                odd = "is a link, which would be written through"
+            elif not (stat.S_ISDIR if name == EVENTS else stat.S_ISREG)(found.st_mode):
+                odd = "is not a folder" if name == EVENTS else "is not a file"
+            elif name in (LOG, LOCK) and found.st_nlink > 1:
+                odd = "is another file's second name, which would be written to"
+            if odd:
+                raise OutputError(f"{path} {odd}", "choose another folder with --output")
 
     def _claim(self) -> None:
         recipe = self.path / RECIPE
-        if recipe.exists():
+        if os.path.lexists(recipe):
             self._require_same_run(recipe)
             remove_leftovers(self.path)
             return
@@ -126,30 +143,35 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run has left its report, which is written last."""
-        return (self.path / REPORT).exists()
+        return os.path.lexists(self.path / REPORT)
 
     def read_report(self) -> dict[str, Any]:
         """The finished run's report; raises OutputError where it is damaged."""
         path = self.path / REPORT
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            missing = [key for key in REPORT_KEYS if key not in report]
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+            report = parse_json(read_regular(path, MOST_REPORT))
+            check_report(report, "")
+        except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
-        if missing or not isinstance(report, dict):
-            raise _damaged(path, f"it has no '{missing[0] if missing else 'report'}'")
         return report
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """State of the engine where an earlier process stopped, or None."""
+        """State of the engine where an earlier process stopped, or None.
+
+        Raises OutputError where it is damaged, or a pickle, which could be anything.
+        """
+        if os.path.lexists(self.path / OLD_CHECKPOINT):
+            raise OutputError(
+                f"{self.path / OLD_CHECKPOINT} is a pickle, as earlier versions wrote them, and is "
+                "not read",
+                "remove it, and the run begins anew",
+            )
         path = self.path / CHECKPOINT
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
         try:
-            with path.open("rb") as file:
-                archive = open_archive(file, path, "a checkpoint that fxquant wrote")
-            return read_pickle(path, archive)
-        except (ModelLoadError, OSError) as error:
+            return read_state(path)
+        except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
 
     def save_checkpoint(self, engine: Any, *, now: bool = False) -> None:
@@ -157,7 +179,7 @@ class RunFolder:
         start = time.monotonic()
         if not now and start < self._next_checkpoint:
             return
-        write_atomic(self.path / CHECKPOINT, lambda file: _save(engine.state_dict(), file))
+        write_atomic(self.path / CHECKPOINT, lambda file: write_state(engine.state_dict(), file))
         end = time.monotonic()
         pause = max(SECONDS_BETWEEN_CHECKPOINTS, (end - start) / MOST_TIME_SAVING)
         self._next_checkpoint = end + pause
@@ -167,34 +189,8 @@ class RunFolder:
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
 
-class _Recorder:
-    """A file that torch.save writes to, which keeps the error that torch.save hides."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.error = file, None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _save(state: dict[str, Any], path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        recorder = _Recorder(file)
-        try:
-            torch.save(state, recorder)
-        except RuntimeError as error:
-            raise recorder.error or error from error
-
-
-def _damaged(path: Path, reason: Exception | str) -> OutputError:
-    text = getattr(reason, "message", reason)
+def _damaged(path: Path, reason: Exception) -> OutputError:
+    text = getattr(reason, "strerror", None) or reason
     return OutputError(
         f"{path} can't be read: {text or type(reason).__name__}",
         "remove it, and the same command does again what it stands for",

@@ -15,6 +15,7 @@ import tomli_w
 from fxquant.datafree.recipe import Recipe
 from fxquant.datafree.recipes import find_recipe
 from fxquant.errors import SettingError
+from fxquant.files import read_regular
 from fxquant.inputs import require_one_input
 from fxquant.mixed.budget import Mixed
 from fxquant.spec import LayerRule, QConfig
@@ -122,18 +123,17 @@ def _config_from_dict(values: dict[str, Any]) -> QConfig:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a recipe.toml; raises SettingError where it can't be read."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise SettingError(f"settings file {path} is larger than {MOST_BYTES >> 20} MB")
-        text = content.decode("utf-8")
+        text = read_regular(path, MOST_BYTES).decode("utf-8")
         if any(line.count(".") > MOST_DOTS for line in _TEXTS.sub("", text).splitlines()):
             raise SettingError(f"settings file {path} has a line of more than {MOST_DOTS} dots")
         values = tomllib.loads(text)
     except FileNotFoundError as error:
         raise SettingError(f"no such settings file: {path}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise SettingError(f"settings file {path} can't be read: {error}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingError(f"settings file {path} can't be read: {reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingError(f"settings file {path} can't be read: {str(error)[:200]}") from error
     # What TOML promises to hold, and what can be shown in a message.
     if any(isinstance(v, int) and not -(2**63) <= v < 2**63 for v in _leaves(values)):
         raise SettingError(f"settings file {path} holds a whole number of more than 64 bits")
@@ -153,9 +153,12 @@ def _leaves(values: Any) -> Iterator[Any]:
 
 def read_settings(path: Path) -> Settings:
     """Settings of a recipe.toml, whose `model` table, about the model itself, is left out."""
-    values = read_toml(path)
-    values.pop("model", None)
-    values.pop("fxquant", None)
+    return settings_of(read_toml(path), path)
+
+
+def settings_of(tables: dict[str, Any], path: Path) -> Settings:
+    """The same from the tables that `read_toml` has read from a path."""
+    values = {key: value for key, value in tables.items() if key not in ("model", "fxquant")}
     try:
         return Settings.from_dict(values)
     except SettingError as error:

@@ -15,8 +15,9 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +52,15 @@ def all_cases() -> dict[str, Case]:
     import hostile_archives
     import hostile_modules
     import hostile_onnx
+    import hostile_onnx_claims
+    import hostile_onnx_files
     import hostile_others
     import hostile_pickles
     import hostile_runs
 
     modules = (
         *(hostile_pickles, hostile_modules, hostile_archives),
-        *(hostile_others, hostile_onnx, hostile_runs),
+        *(hostile_others, hostile_onnx, hostile_onnx_claims, hostile_onnx_files, hostile_runs),
     )
     return {name: case for module in modules for name, case in module.CASES.items()}
 
@@ -82,8 +85,9 @@ def _warm_up(folder: Path) -> None:
     import torch
     from hostile_modules import plain_net
 
-    import fxquant.exporters.latency  # noqa: F401
+    import fxquant.exporters.tasks  # noqa: F401
     from fxquant.cli.main import run
+    from fxquant.exporters import sandbox
 
     torch.set_num_threads(1)  # a fork would wait forever for threads that only its parent has
     torch.save(plain_net(), folder / "plain.pt")
@@ -92,6 +96,49 @@ def _warm_up(folder: Path) -> None:
         code = run(["quantize", str(folder / "plain.pt"), *small, "--device", "none"])
     assert code == 2, error.getvalue()
     assert "unknown device" in error.getvalue()
+    sandbox.start = Fork
+
+
+class Fork:
+    """Stands for the process that carries out an order of the sandbox: a fork, as quick to start.
+
+    It notes what it does in the same way; `did` says that for all of them.
+    """
+
+    did: list[str] = []  # noqa: RUF012, of the process that a case is
+
+    def __init__(self, order: Path, place: Path):
+        self.code: int | None = None
+        self.place, known = place, len(self.did)
+        self.pid = os.fork()
+        del self.did[known:]  # that one is ours
+        if not self.pid:
+            self._carry_out(order)
+
+    def _carry_out(self, order: Path) -> None:
+        from fxquant.exporters import tasks
+
+        os.setsid()
+        os.chdir(self.place)
+        del self.did[:]
+        code = 1
+        with contextlib.suppress(Exception):
+            tasks.main(str(order), str(self.place))
+            (self.place / "did").write_text("\n".join(self.did))
+            code = 0
+        os._exit(code)
+
+    def poll(self) -> int | None:
+        """How it ended, once somebody has waited."""
+        return self.code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """How it ended; its own clock is the one that it is held to."""
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            with contextlib.suppress(FileNotFoundError):
+                self.did += (self.place / "did").read_text().splitlines()
+        return self.code
 
 
 def _in_a_fork(place: Path, arguments: list[str]) -> dict:
@@ -114,11 +161,14 @@ def _run_case(place: Path, arguments: list[str]) -> dict:
     signal.alarm(SECONDS)
     before = set(place.rglob("*"))
     environment, path = dict(os.environ), list(sys.path)
-    did: list[str] = []
+    did = Fork.did
     at_start = _status("VmRSS")
     limit = _status("VmSize") + GROWTH
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    _watch(place / "out", did)
+    scratch = place.parent / "scratch"
+    scratch.mkdir(exist_ok=True)
+    tempfile.tempdir = str(scratch)
+    _watch((place / "out", scratch), did)
     error = io.StringIO()
     try:
         with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
@@ -136,16 +186,20 @@ def _run_case(place: Path, arguments: list[str]) -> dict:
     }
 
 
-def _watch(out: Path, did: list[str]) -> None:
-    """Note in `did` what is done from here on, but for writing under `out`."""
+def _watch(places: Sequence[Path], did: list[str]) -> None:
+    """Note in `did` what is done from here on, but for writing in these places."""
     known = {name.partition(".")[0] for name in sys.modules} | _PACKAGES
 
     def hook(event: str, args: tuple) -> None:
+        if event.startswith("shutil.") and args and _inside(args[0], places):
+            return
+        if event == "ctypes.dlopen" and args[0] is None:  # the program itself
+            return
         if event.startswith(_ACTS):
             did.append(f"{event} {args!r:.200}")
-        elif event == "open" and (args[2] or 0) & _WRITES and not _inside(args[0], out):
+        elif event == "open" and (args[2] or 0) & _WRITES and not _inside(args[0], places):
             did.append(f"open for writing {args[0]!r}")
-        elif event in _CHANGES and not _inside(args[0], out):
+        elif event in _CHANGES and not _inside(_found(args), places):
             did.append(f"{event} {args[0]!r}")
         elif event == "import" and args[0].partition(".")[0] not in known:
             did.append(f"import {args[0]}")
@@ -153,11 +207,19 @@ def _watch(out: Path, did: list[str]) -> None:
     sys.addaudithook(hook)
 
 
-def _inside(path: object, folder: Path) -> bool:
+def _found(args: tuple) -> object:
+    """The path that a change is made at, which may be relative to an open folder."""
+    folder = args[-1]
+    return (
+        f"/proc/self/fd/{folder}/{args[0]}" if isinstance(folder, int) and folder > 2 else args[0]
+    )
+
+
+def _inside(path: object, folders: Sequence[Path]) -> bool:
     if isinstance(path, int):  # a descriptor that was opened, and noted, before
         return True
     real = os.path.realpath(os.fsdecode(path))
-    return real == os.devnull or f"{real}/".startswith(f"{folder}/")
+    return real == os.devnull or any(f"{real}/".startswith(f"{f}/") for f in folders)
 
 
 def _status(field: str) -> int:

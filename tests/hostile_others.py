@@ -170,7 +170,7 @@ CASES = {
     "settings that are unknown": toml('colour = "red"', "unknown key 'colour'"),
     "settings nested without end": toml("a = " + "[" * 100_000, "can't be read"),
     "settings of many tables": toml("a." * 50_000 + "b = 1", "more than 200 dots"),
-    "settings of 3 MB": toml("# " + "x" * 3_000_000, "larger than 1 MB"),
+    "settings of 3 MB": toml("# " + "x" * 3_000_000, "larger than 1,048,576 bytes"),
     "settings that are no text": toml(b"\xff\xfe\0\0", "can't be read"),
     "settings with a zero byte": toml(b"seed = 1\0", "can't be read"),
     "10^300 steps": setting(f"warmup = {10**300}", "whole number of more than 64 bits"),

@@ -16,7 +16,17 @@ from torch import nn
 from fxquant.cli.quantize import quantize
 from fxquant.cli.quantize_job import make_settings
 from fxquant.models.load import load_model
-from fxquant.run_folder import CHECKPOINT, LOCK, LOG, RECIPE, REPORT, RunFolder, model_hash
+from fxquant.run_folder import (
+    CHECKPOINT,
+    LOCK,
+    LOG,
+    OLD_CHECKPOINT,
+    RECIPE,
+    REPORT,
+    RunFolder,
+    model_hash,
+)
+from fxquant.state_files import write_state
 
 ARGUMENTS = ["plain.pt", "--input-shape", "3,8,8", "--recipe", "zeroq", "--output", "out"]
 
@@ -37,9 +47,9 @@ def begun(spoil: Callable[[Path], object], says: str) -> Case:
     return Case(make, says)
 
 
-def checkpoint(content: object, says: str) -> Case:
-    """A checkpoint that nobody's run wrote."""
-    return begun(lambda out: torch.save(content, out / CHECKPOINT), says)
+def pickled(content: object, name: str, says: str) -> Case:
+    """A checkpoint that is a pickle, as earlier versions wrote it."""
+    return begun(lambda out: torch.save(content, out / name), says)
 
 
 def linked(name: str) -> Case:
@@ -54,11 +64,16 @@ def linked(name: str) -> Case:
 
 
 CASES = {
-    "a checkpoint that runs a command": checkpoint(
-        {"student": Reduced(os.system, f"touch {MARK}")}, "posix.system"
+    "an old checkpoint that runs a command": pickled(
+        {"student": Reduced(os.system, f"touch {MARK}")}, OLD_CHECKPOINT, "is a pickle"
     ),
-    "a checkpoint that is a network": checkpoint(nn.Linear(1, 1), "is not that of this run"),
-    "a checkpoint of nothing": checkpoint({}, "is not that of this run: KeyError"),
+    "a checkpoint that runs a command": pickled(
+        {"student": Reduced(os.system, f"touch {MARK}")}, CHECKPOINT, "can't be read"
+    ),
+    "a checkpoint that is a network": pickled(nn.Linear(1, 1), CHECKPOINT, "can't be read"),
+    "a checkpoint of nothing": begun(
+        lambda out: write_state({}, out / CHECKPOINT), "is not that of this run: ValueError"
+    ),
     "a checkpoint of another kind": begun(
         lambda out: (out / CHECKPOINT).write_bytes(b"text"), "can't be read"
     ),

@@ -13,9 +13,8 @@ from fork_server import ForkServer
 from small_cli import ARTIFACTS, artifacts, others, small_command
 
 from fxquant.files import is_leftover
-from fxquant.models.archives import open_archive
-from fxquant.models.pickles import read_pickle
 from fxquant.run_folder import CHECKPOINT, REPORT
+from fxquant.state_files import read_state
 
 
 def kill_often(folder: Path, kills: int, seed: int, steps: int) -> dict[str, int | float]:
@@ -72,8 +71,7 @@ def _look_at(out: Path, expected: dict[str, bytes], said: str) -> str:
         assert found == expected
         return "killed when all was written"
     if (out / CHECKPOINT).exists():
-        with (out / CHECKPOINT).open("rb") as file:  # whole, and with its checksums right
-            read_pickle(out / CHECKPOINT, open_archive(file, out / CHECKPOINT, ""))
+        read_state(out / CHECKPOINT)  # whole, and with its checksum right
     if "export and parity" in said:
         return "killed in the export"
     return "killed in the training" if "warm-up" in said else "killed before the training"

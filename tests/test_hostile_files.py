@@ -53,7 +53,7 @@ import hostile_box
 import mutants
 from pathlib import Path
 did = []
-hostile_box._watch(Path.cwd() / "out", did)
+hostile_box._watch([Path.cwd() / "out"], did)
 open("ran", "w").close()
 os.system("true")
 subprocess.run(["true"])

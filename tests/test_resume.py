@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-import io
+from pathlib import Path
 
 import pytest
 import torch
-from small_runs import RECIPES, make, same, snapshot
+from small_runs import RECIPES, SHAPE, make, same, snapshot
 
 from fxquant.datafree import engine as engine_module
 from fxquant.datafree.engine import Engine
+from fxquant.datafree.resume import resume
 from fxquant.datafree.watcher import Watcher
+from fxquant.state_files import read_state, write_state
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +27,17 @@ class Interrupted(Exception):  # noqa: N818
 
 
 class StopsAt(Watcher):
-    """Saves the state to bytes and stops after the given step of the given phase."""
+    """Saves the state to a file and stops after the given step of the given phase."""
 
-    def __init__(self, phase: str, step: int):
-        self.at, self.now, self.saved = (phase, step), "", io.BytesIO()
+    def __init__(self, phase: str, step: int, folder: Path):
+        self.at, self.now, self.saved = (phase, step), "", folder / "state"
 
     def phase(self, name: str, total: int) -> None:
         self.now = name
 
     def checkpoint(self, engine: Engine) -> None:
         if (self.now, engine.step) == self.at:
-            torch.save(engine.state_dict(), self.saved)
+            write_state(engine.state_dict(), self.saved)
             raise Interrupted
 
 
@@ -73,13 +75,12 @@ def uninterrupted():
         ("zeroq", "calibration", 1),
     ],
 )
-def test_a_stopped_run_continues_to_the_same_bytes(name, phase, step, uninterrupted):
-    expected, watcher = uninterrupted(name), StopsAt(phase, step)
+def test_a_stopped_run_continues_to_the_same_bytes(name, phase, step, uninterrupted, tmp_path):
+    expected, watcher = uninterrupted(name), StopsAt(phase, step, tmp_path)
     with pytest.raises(Interrupted):
         make(RECIPES[name], seed=4, watcher=watcher).run()
-    watcher.saved.seek(0)
     continued = make(RECIPES[name], seed=4)
-    continued.load_state_dict(torch.load(watcher.saved, weights_only=True))
+    resume(continued, read_state(watcher.saved), SHAPE)
     continued.run()
     assert same(snapshot(continued.student), snapshot(expected.student))
     assert torch.equal(continued.held_back, expected.held_back)
@@ -88,13 +89,12 @@ def test_a_stopped_run_continues_to_the_same_bytes(name, phase, step, uninterrup
     assert list(continued.seconds) == list(expected.seconds)
 
 
-def test_state_dict_holds_nothing_that_training_goes_on_to_change_once_saved():
+def test_state_dict_holds_nothing_that_training_goes_on_to_change_once_saved(tmp_path):
     """A loaded state is a copy: training the engine on leaves the state as it was."""
-    watcher = StopsAt("fine-tuning", 2)
+    watcher = StopsAt("fine-tuning", 2, tmp_path)
     with pytest.raises(Interrupted):
         make(RECIPES["ddaq"], watcher=watcher).run()
-    watcher.saved.seek(0)
-    state = torch.load(watcher.saved, weights_only=True)
+    state = read_state(watcher.saved)
     curves, student = copy.deepcopy(state["history"]["curves"]), copy.deepcopy(state["student"])
     engine = make(RECIPES["ddaq"])
     engine.load_state_dict(state)

@@ -20,9 +20,9 @@ from fxquant.run_folder import (
     CHECKPOINT,
     LOCK,
     LOG,
+    OLD_CHECKPOINT,
     RECIPE,
     REPORT,
-    REPORT_KEYS,
     RunFolder,
     first_difference,
     model_hash,
@@ -36,6 +36,28 @@ MODEL = {"name": "net", "sha256": "abc"}
 
 def folder(path: Path, settings: Settings = SETTINGS, model: dict | None = None) -> RunFolder:
     return RunFolder(path, settings, model or MODEL)
+
+
+def small_report() -> dict:
+    """A report of what is shown, and no more."""
+    difference = dict.fromkeys(("max_difference", "sqnr_db", "agreement"), 1.0)
+    difference |= {"decisions_changed": None, "images": 4}
+    kernels = ("convolutions", "convolutions_integer", "linears", "linears_integer")
+    return {
+        "model": {"name": "net"},
+        "settings": {"config": {"weight_bits": 4, "act_bits": 4}, "recipe": {"name": "zeroq"}},
+        "summary": {"layers_quantized": 2, "layers_float": 0},
+        "size": {"float_bytes": 8, "weights_bytes": 1.5, "onnx_bytes": 9},
+        "bitops": {"float": 10, "quantized": 1},
+        "quality": {"agreement": 100.0, "output_sqnr_db": 30.0, "trust": None},
+        "float": [{"name": "a", "what": "add", "reason": "it is"}],
+        "parity": {
+            **{"passed": True, "unoptimized": difference, "optimized": difference},
+            **{**dict.fromkeys(kernels, 1), "file_bytes": 9, "images": 4, "diverges_at": None},
+        },
+        "accuracy": None,
+        "mixed": None,
+    }
 
 
 def names(path: Path) -> list[str]:
@@ -56,7 +78,7 @@ def test_the_same_run_may_come_back(tmp_path):
     with folder(tmp_path / "run"):
         pass
     with folder(tmp_path / "run") as run:
-        report = dict.fromkeys(REPORT_KEYS, 1)
+        report = small_report()
         write_text(run.path / REPORT, json.dumps(report))
         assert run.finished
         assert run.read_report() == report
@@ -161,8 +183,16 @@ def test_checkpoints_are_saved_every_half_minute(tmp_path, monkeypatch):
 def test_a_damaged_checkpoint_is_named(content, tmp_path):
     with folder(tmp_path) as run:
         (tmp_path / CHECKPOINT).write_bytes(content)
-        with pytest.raises(OutputError, match=r"checkpoint\.pt can't be read"):
+        with pytest.raises(OutputError, match=r"checkpoint\.safetensors can't be read"):
             run.load_checkpoint()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_not_read(tmp_path):
+    with folder(tmp_path) as run:
+        torch.save({}, tmp_path / OLD_CHECKPOINT)
+        with pytest.raises(OutputError, match="is a pickle") as caught:
+            run.load_checkpoint()
+    assert "begins anew" in caught.value.hint
 
 
 class Failed(Exception):  # noqa: N818

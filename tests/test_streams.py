@@ -14,7 +14,7 @@ from rich.console import Console
 from small_cli import ARTIFACTS, artifacts, small_command
 
 from fxquant.cli.log import log_to
-from fxquant.cli.main import _safe, run
+from fxquant.cli.main import run
 from fxquant.cli.progress import ProgressWatcher
 from fxquant.cli.streams import SturdyStream
 
@@ -151,10 +151,6 @@ def test_redirected_progress_is_plain_lines(monkeypatch):
     assert lines[0] == "fine-tuning (300 steps)"
     assert 5 <= len(lines) <= 8  # one in a quarter of a minute
     assert "\x1b" not in output.getvalue()
-
-
-def test_what_steers_a_terminal_is_escaped():
-    assert _safe("a\x1b[2J\rb\u202e\nü") == "a\\x1b[2J\\rb\\u202e\nü"
 
 
 def test_the_log_rotates_and_survives_a_full_disk(tmp_path, monkeypatch):

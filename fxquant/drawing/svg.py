@@ -15,6 +15,7 @@ from fxquant.graph.prepare import Prepared
 from fxquant.inputs import input_shapes
 from fxquant.report.formats import amount, count, percent, size
 from fxquant.report.layers import Layer
+from fxquant.wording import shown
 
 CHARACTER, SMALL = 6.63, 5.73  # widths of a monospaced character at 11 and 9.5 pixels
 LAYER_HEIGHT, PLAIN_HEIGHT = 44.0, 28.0
@@ -243,8 +244,7 @@ def _text(x: float, y: float, text: str, cls: str) -> str:
 
 def _escape(text: str) -> str:
     """Text for XML, which can't hold control characters."""
-    shown = (c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return escape("".join(shown))
+    return escape("\n".join(map(shown, text.split("\n"))))
 
 
 def _n(value: float) -> str:

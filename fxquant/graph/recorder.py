@@ -16,6 +16,7 @@ from fxquant.graph.aware_builtins import proxy_aware_builtins, real_function
 from fxquant.graph.failures import Failure, failure, source_line
 from fxquant.graph.guards import is_guard
 from fxquant.graph.leaves import is_leaf
+from fxquant.graph.names import NameRefusedError, require_plain_name
 from fxquant.graph.proxies import (
     ExampleProxy,
     UnansweredError,
@@ -99,7 +100,7 @@ class Recorder(Tracer):
             return super().call_module(m, forward, args, kwargs)
         try:
             result = self._enter(m, forward, args, kwargs)
-        except CalledTwiceError:
+        except (CalledTwiceError, NameRefusedError):
             raise
         except Exception as error:
             reason = failure(error)
@@ -125,7 +126,7 @@ class Recorder(Tracer):
                 self._entered = entered
                 self.recording.take_back(noted)
                 is_last = self._plain_buffers or not m._buffers
-                if is_last or isinstance(error, CalledTwiceError):
+                if is_last or isinstance(error, CalledTwiceError | NameRefusedError):
                     raise
             finally:
                 self._plain_buffers = before
@@ -210,6 +211,11 @@ class Recorder(Tracer):
         return any(name in self._values for name in stack)
 
     # Nodes and their examples.
+
+    def create_node(self, kind, target, args, kwargs, name=None, type_expr=None):
+        """A node of the graph, unless its target could be code; all nodes are made here."""
+        require_plain_name(kind, target)
+        return super().create_node(kind, target, args, kwargs, name, type_expr)
 
     @contextmanager
     def _running(self):

@@ -12,6 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from fxquant.graph.candidates import AT_THIS_SIZE, RIGHT, WRONG, Candidate, agrees, build
 from fxquant.graph.failures import Failure, failure
 from fxquant.graph.leaves import HOST, is_leaf
+from fxquant.graph.names import NameRefusedError
 from fxquant.graph.probes import Call, Probes, clone
 from fxquant.graph.recorder import Recorder
 from fxquant.graph.recording import CalledTwiceError, Recording, Way
@@ -181,6 +182,8 @@ class Search:
                 return recorder.record(self.modules[name], clone(call.args), clone(call.kwargs))
             except CalledTwiceError as error:
                 forced[error.name] = error.reason
+            except NameRefusedError:
+                raise
             except Exception as error:
                 logger.debug("%s can't be traced", name or "the model", exc_info=True)
                 return failure(error)

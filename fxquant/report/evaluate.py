@@ -7,12 +7,14 @@ import math
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fxquant.errors import DataError
+from fxquant.files import open_regular
 
 BATCH = 100
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those that numpy writes
@@ -58,7 +60,10 @@ class EvaluationData:
 
         Reads the arrays' headers alone, so that a mistake is told before a long run.
         """
-        arrays = _read_headers(self.path)
+        with _opened(self.path) as archive:
+            self._check_arrays(_read_headers(archive, self.path), input_shape)
+
+    def _check_arrays(self, arrays: dict[str, _Array], input_shape: tuple[int, ...]) -> None:
         images, labels = arrays.get("images"), arrays.get("labels")
         if images is None or labels is None:
             raise DataError(
@@ -92,23 +97,36 @@ class EvaluationData:
         At most `size` at a time are in memory. Raises DataError where the numbers behind the
         headers are damaged.
         """
-        arrays = _read_headers(self.path)
         mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (self.mean, self.std))
-        parts = (_read_rows(self.path, arrays[name], size) for name in ("images", "labels"))
-        for images, labels in zip(*parts, strict=True):
-            pixels = images.transpose(0, 3, 1, 2).astype(np.float32)
-            yield (pixels / 255 - mean) / std, labels.astype(np.int64)
+        with _opened(self.path) as archive:
+            arrays = _read_headers(archive, self.path)
+            names = ("images", "labels")
+            parts = (_read_rows(archive, self.path, arrays[name], size) for name in names)
+            for images, labels in zip(*parts, strict=True):
+                pixels = images.transpose(0, 3, 1, 2).astype(np.float32)
+                yield (pixels / 255 - mean) / std, labels.astype(np.int64)
 
 
-def _read_headers(path: Path) -> dict[str, _Array]:
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive at a path, open for the block, so that all is read from one and the same file."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_regular(path))
+            archive = stack.enter_context(zipfile.ZipFile(file))
+        except FileNotFoundError as error:
+            raise DataError(f"no such evaluation data: {path}") from error
+        except Exception as error:  # zipfile raises nearly anything on what is no .npz
+            raise _unreadable(path, error) from error
+        yield archive
+
+
+def _read_headers(archive: zipfile.ZipFile, path: Path) -> dict[str, _Array]:
     """The arrays of an .npz by name, without reading their numbers."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            arrays = [_read_header(archive, entry) for entry in entries]
-    except FileNotFoundError as error:
-        raise DataError(f"no such evaluation data: {path}") from error
-    except Exception as error:  # zipfile and numpy raise nearly anything on what is no .npz
+        entries = archive.infolist()
+        arrays = [_read_header(archive, entry) for entry in entries]
+    except Exception as error:  # numpy does, too
         raise _unreadable(path, error) from error
     for array, entry in zip(arrays, entries, strict=True):
         bomb = entry.file_size > max(_SMALL_BYTES, _MOST_RATIO * entry.compress_size)
@@ -137,11 +155,13 @@ def _read_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Array:
     return _Array(entry.filename, start, shape, dtype)
 
 
-def _read_rows(path: Path, array: _Array, count: int) -> Iterator[np.ndarray]:
+def _read_rows(
+    archive: zipfile.ZipFile, path: Path, array: _Array, count: int
+) -> Iterator[np.ndarray]:
     """The array in parts of `count` rows."""
     row = math.prod(array.shape[1:])
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(array.entry) as file:
+        with archive.open(array.entry) as file:
             file.read(array.start)
             for first in range(0, array.shape[0], count):
                 rows = min(count, array.shape[0] - first)
@@ -156,8 +176,9 @@ def _read_rows(path: Path, array: _Array, count: int) -> Iterator[np.ndarray]:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or str(error)[:200]
     return DataError(
-        f"evaluation data {path} can't be read: {error}",
+        f"evaluation data {path} can't be read: {reason}",
         "write it with numpy.savez(file, images=..., labels=...)",
     )
 

@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import Undefined
 from markupsafe import Markup, escape
 
+from fxquant.wording import shown
+
 TOP_SQNR_DB = 200.0  # stands for no noise at all
 NOT_MEASURED = "not measured"
 DASH = "\N{EN DASH}"
@@ -106,4 +108,4 @@ def count(n: int, noun: str) -> str:
 
 def breakable(name: Any) -> Markup:
     """A name that may go on in a new line after each dot and underscore."""
-    return escape(name).replace(".", Markup(".<wbr>")).replace("_", Markup("_<wbr>"))
+    return escape(shown(name)).replace(".", Markup(".<wbr>")).replace("_", Markup("_<wbr>"))

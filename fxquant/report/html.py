@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, Template
+from markupsafe import Markup
 from torch import Tensor
 
 from fxquant.report import formats, pictures
@@ -27,6 +28,7 @@ from fxquant.report.formats import (
     words,
 )
 from fxquant.report.frontier import frontier_chart
+from fxquant.wording import shown
 
 LOW_SQNR_DB = 10.0  # below it, noise has more than 32 % of the signal's amplitude
 BAR_DB = 40.0  # a full bar in the table of layers
@@ -60,11 +62,20 @@ def render(report: dict[str, Any], images: Tensor) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(
-        autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=_finalize,
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update({name: getattr(formats, name) for name in FILTERS})
     text = files("fxquant.report").joinpath("report.html").read_text(encoding="utf-8")
     return environment.from_string(text)
+
+
+def _finalize(value: Any) -> Any:
+    """Whatever is put into the page, but for what is HTML already."""
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _view(report: dict[str, Any], images: Tensor) -> dict[str, Any]:
@@ -276,5 +287,7 @@ def _extra(parity: dict[str, Any]) -> dict[str, str]:
 
 
 def _command(report: dict[str, Any]) -> str:
-    source = _at(report, "model", "source") or "MODEL"
-    return f"fxquant quantize {shlex.quote(str(source))} --config recipe.toml --output NEW_FOLDER"
+    source = str(_at(report, "model", "source") or "MODEL")
+    if not source.isprintable():
+        source = "MODEL"  # escaped it would be the name of another file
+    return f"fxquant quantize {shlex.quote(source)} --config recipe.toml --output NEW_FOLDER"

@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from fxquant.datafree.importance import Importance
 from fxquant.errors import SettingError
 from fxquant.files import write_atomic
+from fxquant.wording import shown
 
 FORMATS = (".svg", ".png")
 MOST_NAMES = 60
@@ -39,7 +40,7 @@ def plot_importance(path: Path, importance: dict[str, Importance], title: str) -
         )
         layers = next(iter(importance.values())).layers
         figure = Figure((min(5 + 0.16 * len(layers), 16), 4.8), layout="constrained")
-        axes = figure.add_subplot(title=title)
+        axes = figure.add_subplot(title=shown(title, 200))
         for (method, values), color in zip(importance.items(), _COLORS, strict=False):
             _draw(axes, values, _NAMES[method], color)
         _label(axes, layers)
@@ -82,9 +83,9 @@ def _shorten(name: str, most: int = 30) -> str:
 
 
 def _label(axes: Axes, layers: tuple[str, ...]) -> None:
-    shown = range(0, len(layers), -(-len(layers) // MOST_NAMES))
-    axes.xaxis.set_major_locator(FixedLocator(list(shown)))
-    axes.set_xticklabels([_shorten(layers[i]) for i in shown], rotation=90, fontsize=7)
+    ticks = range(0, len(layers), -(-len(layers) // MOST_NAMES))
+    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.set_xticklabels([_shorten(shown(layers[i])) for i in ticks], rotation=90, fontsize=7)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel("average Hessian trace")
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)

@@ -24,6 +24,8 @@ from matplotlib.image import imsave
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
+from fxquant.wording import shown
+
 MOST_IMAGES = 64
 MOST_SIDE = 56  # pixels: keeps 64 colour images near 0.8 MB even where they are pure noise
 MOST_POINTS = 200
@@ -106,7 +108,7 @@ def curve_panels(curves: dict[str, list[float]]) -> list[Picture]:
 
 def importance_chart(importance: dict[str, Any]) -> Picture | None:
     """Bars of the average Hessian trace by layer in graph order, whiskers of one standard error."""
-    names = [_printable(name) for name in importance.get("layers") or []]
+    names = [shown(name) for name in importance.get("layers") or []]
     trace = np.array(importance.get("trace") or [], dtype=float)
     errors = np.array(importance.get("standard_error") or np.zeros(len(names)), dtype=float)
     if not len(names) == len(trace) == len(errors) or not np.isfinite(trace).any():
@@ -177,7 +179,7 @@ def _curve_panel(title: str, lines: dict[str, np.ndarray], terms: list[str]) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("step")
         axes.set_ylabel("loss (log)" if logarithmic else "loss")
-        labels = [_printable(term) for term in lines]
+        labels = [shown(term) for term in lines]
         axes.legend(
             handles,
             labels,
@@ -222,19 +224,14 @@ def _bars(axes: Axes, names: list[str], trace: np.ndarray, errors: np.ndarray) -
         axes.set_ylim(bottom=small / 2)
     axes.set_xlim(-0.8, len(names) - 0.2)
     axes.set_ylabel("average Hessian trace")
-    shown = places[:: -(-len(names) // MOST_NAMES)]
-    axes.xaxis.set_major_locator(FixedLocator(shown.tolist()))
-    axes.set_xticklabels([_shorten(names[i]) for i in shown], rotation=90)
+    ticks = places[:: -(-len(names) // MOST_NAMES)]
+    axes.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
+    axes.set_xticklabels([_shorten(names[i]) for i in ticks], rotation=90)
 
 
 def _shorten(name: str, most: int = 24) -> str:
     """A long qualified name by its end, which tells layers apart."""
     return name if len(name) <= most else "…" + name[1 - most :]
-
-
-def _printable(text: str) -> str:
-    """Text without characters that XML can't hold."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
 
 
 def log_axis(axes: Axes) -> None:
