@@ -148,7 +148,7 @@ class RunFolder:
         try:
             with path.open("rb") as file:
                 archive = open_archive(file, path, "a checkpoint that fxquant wrote")
-            return read_pickle(path, archive)
+                return read_pickle(path, archive)
         except (ModelLoadError, OSError) as error:
             raise _damaged(path, error) from error
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from fxquant.errors import ModelLoadError
 from fxquant.models.archives import open_archive
 from fxquant.models.legacy import MAGIC as LEGACY_MAGIC
-from fxquant.models.pickles import read_legacy, read_pickle
+from fxquant.models.pickles import read_legacy, read_pickle, read_tar
+from fxquant.models.tars import is_tar
 from fxquant.models.wording import reason_of
 
 EXPECTED = (
@@ -43,6 +44,8 @@ def read_model_file(file: BinaryIO, path: Path, trust_classes: Sequence[str] = (
         return read_pickle(path, archive, trust_classes)
     if head.startswith(LEGACY_MAGIC):
         return read_legacy(path, file, trust_classes)
+    if is_tar(head):
+        return read_tar(path, file, trust_classes)
     if path.suffix == ".safetensors" or _is_safetensors(head):
         return _read_safetensors(file, path)
     raise _not_a_model(path, head)

@@ -45,6 +45,10 @@ _PRIVATE_HOMES = frozenset(
         "torchvision.models.detection._utils",
         "torchvision.models.segmentation._utils",
         "torchvision.transforms._presets",
+        "torchvision.transforms.v2._geometry",
+        "torchvision.transforms.v2._misc",
+        "torchvision.transforms.v2._transform",
+        "torchvision.transforms.v2._type_conversion",
     }
 )
 _MORE_LAYERS = frozenset({"torch.nn.parallel.data_parallel.DataParallel"})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxquant.errors import FxQuantError, ModelLoadError
 from fxquant.models.files import EXPECTED, is_file, read_model_file
@@ -14,6 +14,8 @@ from fxquant.models.opened import Digest, opened
 from fxquant.models.state_dicts import find_network, load_into
 from fxquant.models.wording import first_few, reason_of
 from fxquant.models.zoos import ARCH_FORMS, build, is_named, short_name
+
+MOST_SIDE = 4096  # of images, as a network says itself
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ def load_model(
 
 def _read(path: Path, trust_classes: Sequence[str]) -> tuple[object, str]:
     """What a file holds, and its SHA-256: both of the one file that is opened, once."""
-    with opened(path, EXPECTED) as file:
-        digest = Digest(file)
+    with opened(path, EXPECTED) as file, Digest(file) as digest:
         content = read_model_file(file, path, trust_classes)
         try:
             return content, digest.wait()
@@ -106,6 +107,7 @@ def _finished(module: nn.Module, source: str) -> nn.Module:
     try:
         if isinstance(module, nn.DataParallel):
             module = module.module
+        _check_parts(module, source)
         module.cpu().float().eval()
         _check_finite(module, source)
     except FxQuantError:
@@ -115,6 +117,18 @@ def _finished(module: nn.Module, source: str) -> nn.Module:
             f"the {type(module).__qualname__} of '{source}' can't be used: {reason_of(error)}"
         ) from error
     return module
+
+
+def _check_parts(module: nn.Module, source: str) -> None:
+    """torch.fx puts a network's parts beside attributes of its own, which have names too."""
+    taken = set(dir(fx.GraphModule)) - set(dir(nn.Module))
+    for name in (*module._modules, *module._parameters, *module._buffers):
+        if name in taken:
+            raise ModelLoadError(
+                f"the {type(module).__qualname__} of '{source}' has a part called '{name}', which "
+                "is what torch.fx calls something of its own",
+                "rename it, or put the network into a torch.nn.Sequential",
+            )
 
 
 def _check_finite(module: nn.Module, source: str) -> None:
@@ -154,4 +168,5 @@ def _input_shape(module: nn.Module) -> tuple[int, ...] | None:
 def _checked_shape(shape: object) -> tuple[int, ...] | None:
     if not isinstance(shape, (tuple, list)) or len(shape) != 3:
         return None
-    return tuple(shape) if all(isinstance(side, int) for side in shape) else None
+    sane = all(type(side) is int and 0 < side <= MOST_SIDE for side in shape)
+    return tuple(shape) if sane else None

@@ -49,6 +49,8 @@ def check_instance(record: Instance, place: Place, classes: Classes, found: Cont
     is_module = issubclass(kind, nn.Module)
     if is_module and not place.modules:
         raise OddError(f"{place} holds a module as '{place.key}' that is no child of it")
+    if not is_module and place.path and not place.key:
+        raise OddError(f"{place} is {describe(record)}, which is no module")
     if not isinstance(record.state, DictRecord):
         raise MalformedError(
             f"{place} is {describe(record)} with {describe(record.state)} for a state"
@@ -117,8 +119,12 @@ def _check_module(kind: type, attributes: dict[str, object], place: Place, found
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise OddError(f"{place} has two things called {first_few(twice)}")
-    if type(attributes.get("training", False)) is not bool:
-        raise OddError(f"training of {place} is {describe(attributes['training'])}")
+    for key in ("training", "_is_full_backward_hook"):
+        if attributes.get(key) not in (None, False, True):
+            raise OddError(f"{key} of {place} is {describe(attributes[key])}")
+    kept = attributes.get("_non_persistent_buffers_set")
+    if kept is not None and function_of(kept) != "builtins.set":
+        raise OddError(f"_non_persistent_buffers_set of {place} is {describe(kept)}")
     if _is_recurrent(kind):
         _check_recurrent(attributes, place)
     if issubclass(kind, nn.modules.conv._ConvNd):

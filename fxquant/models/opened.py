@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,18 +45,28 @@ def opened(path: Path, expected: str) -> Iterator[BinaryIO]:
 
 
 class Digest:
-    """The SHA-256 of an open file, taken in a thread while the file is read.
+    """The SHA-256 of an open file, taken in a thread while the file is read; a context manager.
 
-    A thread moves the file's position only where there is no reading without one: there the
-    digest is taken when it is asked for.
+    It stops where the context ends, before the file is closed. Where no thread can be had, or
+    none could read without moving the file's position, it is taken when it is asked for.
     """
 
     def __init__(self, file: BinaryIO):
         self._file, self._sum = file, hashlib.sha256()
         self._error: OSError | None = None
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         if hasattr(os, "pread"):
-            self._thread.start()
+            with suppress(RuntimeError):  # no memory for a thread
+                self._thread.start()
+
+    def __enter__(self) -> Digest:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped = True
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -64,6 +74,8 @@ class Digest:
             while chunk := os.pread(self._file.fileno(), _CHUNK, place):
                 self._sum.update(chunk)
                 place += len(chunk)
+                if self._stopped:
+                    return
         except OSError as error:
             self._error = error
 

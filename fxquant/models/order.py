@@ -14,9 +14,9 @@ from fxquant.models.records import (
 from fxquant.models.tensors import TENSOR_CALLS
 
 # A value inside two lists counts twice: printing, copying or hashing it takes that long.
-MOST_VALUES = 1 << 24
-# Deeper networks than any known stay below these; a file that repeats its layers does not.
-MOST_OBJECTS = 100_000
+# Of 330 networks the largest has 161,123 values, and 2,292 layers, 13 inside each other.
+MOST_VALUES = 1 << 21
+MOST_OBJECTS = 20_000
 MOST_DEPTH = 64
 # Containers inside each other within one layer.
 MOST_NESTED = 32

@@ -15,6 +15,7 @@ from fxquant.models.layers import SAVE_STATE
 from fxquant.models.legacy import LegacyFile
 from fxquant.models.rebuild import rebuild
 from fxquant.models.records import MalformedError, OddError
+from fxquant.models.tars import TarFile
 from fxquant.models.tensors import StorageSource
 from fxquant.models.wording import reason_of
 
@@ -41,6 +42,16 @@ def read_legacy(path: Path, file: BinaryIO, trust_classes: Sequence[str] = ()) -
     def read() -> tuple[Pickle, StorageSource]:
         legacy = LegacyFile(file)
         return legacy.pickle, legacy
+
+    return _read(path, read, trust_classes)
+
+
+def read_tar(path: Path, file: BinaryIO, trust_classes: Sequence[str] = ()) -> object:
+    """Read the format that torch wrote before 0.1.10; raises like `read_pickle`."""
+
+    def read() -> tuple[Pickle, StorageSource]:
+        tar = TarFile(file)
+        return tar.pickle, tar
 
     return _read(path, read, trust_classes)
 

@@ -21,6 +21,12 @@ _COUNTERS = re.compile(
     r"|iters|steps|depth|n_clusters|top_n|stage_num\d|focal_level|filt_size|embed_len_decoder"
 )
 MOST_TIMES = 1024
+# What makes an output larger than its input.
+_GROWTH = re.compile(
+    r"padding|output_padding|dilation|stride|kernel_size|size|output_size|scale_factor"
+    r"|(up|down)scale_factor|_reversed_padding_repeated_twice"
+)
+MOST_GROWTH = 4096
 # Where layers keep the class that their parts were made with.
 _CLASS_KEYS = re.compile(r"\w*_layer")
 
@@ -59,18 +65,24 @@ class Place:
     @property
     def keeps_classes(self) -> bool:
         """Whether a layer keeps the class there that its parts were made with."""
-        return _rules_of(self.key)[2]
+        return _rules_of(self.key)[1]
 
     @property
-    def rules(self) -> tuple[bool, ...]:
+    def rules(self) -> tuple[bool, int, bool]:
         """All of a place that decides what may be there."""
         return (self.modules, *_rules_of(self.key))
 
 
 @lru_cache(maxsize=4096)
-def _rules_of(key: str) -> tuple[bool, bool, bool]:
-    """Whether a layer's attribute, one that counts, and one that keeps a class."""
-    return bool(key), bool(_COUNTERS.fullmatch(key)), bool(_CLASS_KEYS.fullmatch(key))
+def _rules_of(key: str) -> tuple[int, bool]:
+    """The largest number that a layer's attribute may be, 0 for no layer's; if it keeps a class."""
+    if not key:
+        return 0, False
+    if _COUNTERS.fullmatch(key):
+        return MOST_TIMES, False
+    if _GROWTH.fullmatch(key):
+        return MOST_GROWTH, False
+    return MOST_NUMBER, bool(_CLASS_KEYS.fullmatch(key))
 
 
 Parts = Iterable[tuple[object, Place]]
@@ -78,11 +90,11 @@ Parts = Iterable[tuple[object, Place]]
 
 def check_plain(value: object, place: Place) -> None:
     """Check text and numbers: they are bounded where a layer acts upon them."""
-    if not place.key:
+    most = _rules_of(place.key)[0]
+    if not most:
         return
-    _inside, counts, _keeps = _rules_of(place.key)
-    most = MOST_TIMES if counts else MOST_NUMBER
-    if type(value) is int and abs(value) > most:
+    grows = most == MOST_GROWTH and type(value) is float
+    if (type(value) is int or grows) and not abs(value) <= most:
         raise OddError(f"{place.key} of {place} is {value:,}, which is more than {most:,}")
     if isinstance(value, str | bytes) and len(value) > MOST_TEXT:
         raise OddError(

@@ -81,8 +81,8 @@ def _check_calls(pickle: Pickle, classes: Classes) -> None:
     odd = names - _MAKERS.keys() - TENSOR_CALLS - ENUMS - {PARTIAL} - classes.trusted
     if odd:
         raise OddError(
-            f"it would call {first_few(sorted(map(ascii, odd)))} while it is read, which no "
-            "network does that torch.save wrote"
+            f"it would call {first_few(sorted(ascii(name)[1:-1] for name in odd))} while it is "
+            "read, which no network does that torch.save wrote"
         )
 
 
@@ -266,7 +266,9 @@ _MAKERS: dict[str, Callable[..., object]] = {
     "torch.serialization._get_layout": _layout,
 }
 _FACTORIES = {f"builtins.{kind}" for kind in ("dict", "float", "int", "list")}
+# What quantized tensors name beside the function that they are refused for.
+_SCHEMES = {str(value) for value in vars(torch).values() if isinstance(value, torch.qscheme)}
 _KNOWN = frozenset(
     {*_MAKERS, *_FACTORIES, *TENSOR_CALLS, *TENSOR_TYPES, *UNREAD_TENSORS, *STORAGE_KINDS}
-    | {*DTYPES, *FUNCTIONS, *ENUMS, PARTIAL}
+    | {*DTYPES, *FUNCTIONS, *ENUMS, *_SCHEMES, PARTIAL}
 )

@@ -35,7 +35,7 @@ def check_content(root: object, classes: Classes) -> Content:
     Raises MalformedError and OddError; UntrustedClassError for classes that are no layers.
     """
     found = Content()
-    checked: set[tuple[int, tuple[bool, ...]]] = set()
+    checked: set[tuple[int, tuple[bool, int, bool]]] = set()
     stack = [(root, Place())]
     while stack:
         record, place = stack.pop()

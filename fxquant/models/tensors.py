@@ -23,6 +23,7 @@ from fxquant.models.records import (
 # What tensors that share their bytes may add up to beyond those bytes.
 MOST_SHARED = 1 << 26
 MOST_DIMENSIONS = 16
+_PLAIN_VALUES = (bool, int, float, str)
 
 DTYPES: Mapping[str, torch.dtype] = {
     str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)
@@ -43,8 +44,10 @@ _STORAGE_DTYPES = {
     "torch.storage.UntypedStorage": torch.uint8,
     "torch.UntypedStorage": torch.uint8,
 }
-_QUANTIZED = ("torch.QInt", "torch.QUInt")
-STORAGE_KINDS = frozenset(_STORAGE_DTYPES)
+_QUANTIZED = frozenset(
+    f"torch.{kind}Storage" for kind in ("QInt8", "QInt32", "QUInt8", "QUInt4x2", "QUInt2x4")
+)
+STORAGE_KINDS = _QUANTIZED | _STORAGE_DTYPES.keys()
 # Those of tensors; the others are quantized, or parts of bytes.
 _NEW_DTYPES = {n for n in DTYPES if n.startswith("torch.float8_")} | {
     *("torch.uint16", "torch.uint32", "torch.uint64"),
@@ -114,7 +117,7 @@ class TensorRecord:
 
 def storage_dtype(kind: str) -> torch.dtype:
     """The type of a storage's items; raises MalformedError for kinds that are not read."""
-    if kind.startswith(_QUANTIZED):
+    if kind in _QUANTIZED:
         raise OddError("it holds a quantized tensor, which can't be read")
     if kind not in _STORAGE_DTYPES:
         raise MalformedError(f"it has a storage of kind {kind!a}")
@@ -148,7 +151,8 @@ def _of_a_type(args: tuple) -> TensorRecord:
     """A tensor with attributes, as torch writes it since 1.13: the attributes must be plain."""
     if len(args) != 4 or not isinstance(args[0], Global) or not isinstance(args[2], tuple):
         raise MalformedError("it has a tensor with attributes that makes no sense")
-    function, kind, inner, _state = args
+    function, kind, inner, state = args
+    _require_plain(state)
     if function.dotted not in _PLAIN | _PARAMETERS:
         raise OddError(f"it would call {describe(function)} to make a tensor")
     if not isinstance(kind, Global) or kind.dotted not in TENSOR_TYPES:
@@ -166,6 +170,7 @@ def _parameter(args: tuple, *, with_state: bool) -> TensorRecord:
         raise MalformedError(f"it has a parameter made of {describe(args[0])}")
     data = describe_tensor(args[0])
     _require_no_hooks(args[2])
+    _require_plain(*args[3:])
     return TensorRecord(
         data.storage, data.dtype, data.offset, data.shape, data.stride, args[1], True
     )
@@ -210,6 +215,17 @@ def _require_inside(tensor: TensorRecord) -> None:
 def _require_no_hooks(hooks: object) -> None:
     if hooks is not None and pairs_of(hooks) != []:
         raise OddError("it has a tensor with hooks, which are run")
+
+
+def _require_plain(*states: object) -> None:
+    """Raise OddError for attributes of a tensor that mean anything; plain ones are left out."""
+    for state in states:
+        for part in state if isinstance(state, tuple) else (state,):
+            values = [value for _, value in pairs_of(part) or ()]
+            if not all(value is None or type(value) in _PLAIN_VALUES for value in values) or (
+                part is not None and pairs_of(part) is None
+            ):
+                raise OddError("it has a tensor with attributes that are not plain")
 
 
 def _require_no_metadata(metadata: tuple) -> None:
