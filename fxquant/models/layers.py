@@ -134,6 +134,8 @@ class Classes:
         if name not in self._found:
             if name in self.trusted:
                 self._found[name] = self._import_trusted(name)
+            elif not may_be_a_layer(named):
+                raise untrusted(self.path, [name])
             else:
                 self._found[name] = self._import_layer(named)
         return self._found[name]

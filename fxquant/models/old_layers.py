@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from weakref import ref
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -59,6 +60,8 @@ def missing_attributes(kind: type[nn.Module], there: dict[str, object]) -> Itera
             yield from ((k, value) for k, value in attributes.items() if k not in there)
     if issubclass(kind, nn.modules.conv._ConvNd):
         yield from _padding(there)
+    if issubclass(kind, nn.modules.batchnorm._NormBase):
+        yield "_buffers", _with_counter(there)
     if issubclass(kind, nn.TransformerEncoderLayer) and "activation_relu_or_gelu" not in there:
         activation = there.get("activation", F.relu)
         yield "activation_relu_or_gelu", {F.relu: 1, F.gelu: 2}.get(activation, 0)
@@ -71,7 +74,16 @@ def _padding(there: dict[str, object]) -> Iterator[tuple]:
     padding = there.get("padding")
     plain = isinstance(padding, tuple) and all(isinstance(side, int) for side in padding)
     if "_reversed_padding_repeated_twice" not in there and plain:
-        yield "_reversed_padding_repeated_twice", [s for s in reversed(padding) for _ in range(2)]
+        twice = (side for side in reversed(padding) for _ in range(2))
+        yield "_reversed_padding_repeated_twice", tuple(twice)
+
+
+def _with_counter(there: dict[str, object]) -> dict[str, object]:
+    """A norm's statistics, with the number of batches that torch keeps since 0.4.1."""
+    buffers = dict(there["_buffers"])
+    counted = buffers.get("running_mean") is not None
+    buffers.setdefault("num_batches_tracked", torch.tensor(0) if counted else None)
+    return buffers
 
 
 def _flat_weights(there: dict[str, object]) -> Iterator[tuple]:

@@ -264,13 +264,13 @@ class TensorMaker:
 
     def check(self, tensors: list[TensorRecord]) -> None:
         """Raise MalformedError unless the file has the bytes that all these claim to have."""
-        storages = {tensor.storage.key: tensor.storage for tensor in tensors}
-        for storage in storages.values():
-            if self.source.size(storage) != storage_bytes(storage):
+        sizes = {tensor.storage.key: self.source.size(tensor.storage) for tensor in tensors}
+        for tensor in tensors:
+            if sizes[tensor.storage.key] != storage_bytes(tensor.storage):
                 raise MalformedError(
                     "a tensor's storage is missing or has another size than it claims"
                 )
-        there = sum(map(storage_bytes, storages.values()))
+        there = sum(filter(None, sizes.values()))
         claimed = sum(tensor.nbytes for tensor in tensors)
         if claimed > there + MOST_SHARED:
             raise OddError(f"its tensors would take {claimed:,} bytes and are made of {there:,}")
