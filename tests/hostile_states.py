@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hostile_archives import written
+from hostile_archives import LEGACY_MAGIC, written
 from hostile_box import Case
 from hostile_modules import Given, changed, instructions, set_attribute
 from hostile_pickles import MARK, SHAPE, saved
@@ -110,6 +110,17 @@ def _fifo(folder: Path) -> list[str]:
     return ["evil.pt", *SHAPE]
 
 
+def _sparse(name: str, start: bytes) -> Callable[[Path], list[str]]:
+    """A terabyte of which only the beginning is there."""
+
+    def make(folder: Path) -> list[str]:
+        (folder / name).write_bytes(start)
+        os.truncate(folder / name, 1 << 40)
+        return [name, *SHAPE]
+
+    return make
+
+
 def _socket(folder: Path) -> list[str]:
     with socket.socket(socket.AF_UNIX) as made:
         made.bind("evil.pt")
@@ -148,6 +159,7 @@ CASES = {
     ),
     "a child whose name has a backslash": table("_modules", "a\\", nn.ReLU(), "a part of '0' is"),
     "a child whose name is a number": table("_modules", 7, nn.ReLU(), "a part of '0' is called"),
+    "a child whose name reads as another": table("_modules", "\ufb01rst", nn.ReLU(), "a part of"),
     "a child called forward": table("_modules", "forward", nn.ReLU(), "replaces forward"),
     "a buffer called modules": table("_buffers", "modules", torch.ones(1), "replaces modules"),
     "a child called __class__": table("_modules", "__class__", nn.ReLU(), "replaces __class__"),
@@ -272,6 +284,11 @@ CASES = {
     "a million empty lists": instructions(b"(" + b"]" * 1_200_000 + b"t.", "more than 1,048,576"),
     # files
     "an entry of two names": written(_another_header, "say different things|damaged"),
+    "a terabyte of nothing as an archive": Case(_sparse("evil.pt", b"PK\3\4"), "damaged"),
+    "a terabyte of nothing before 1.6": Case(_sparse("evil.pt", LEGACY_MAGIC), "can't be read"),
+    "a terabyte of nothing as safetensors": Case(
+        _sparse("evil.safetensors", b"\2" + bytes(7) + b"{}"), "speaks of 10 bytes, and it has 1,09"
+    ),
     "a FIFO": Case(_fifo, "is a FIFO"),
     "a socket": Case(_socket, "is a socket"),
     "a device": Case(lambda folder: ["/dev/zero", *SHAPE], "is a device"),

@@ -51,7 +51,12 @@ def aged(net: nn.Module) -> nn.Module:
 
 
 def write_tar(path: Path, state: Mapping[str, Tensor]) -> None:
-    """A state dict in the format before 0.1.10: each tensor has a storage of its own."""
+    """A state dict of float32 tensors in the format before 0.1.10."""
+    path.write_bytes(tar_of(state))
+
+
+def tar_of(state: Mapping[str, Tensor]) -> bytes:
+    """The same as bytes; each tensor has a storage of its own."""
     storages, tensors = io.BytesIO(), io.BytesIO()
     pickle.dump(len(state), storages, 2)
     pickle.dump(len(state), tensors, 2)
@@ -69,12 +74,14 @@ def write_tar(path: Path, state: Mapping[str, Tensor]) -> None:
     pickler = pickle.Pickler(content, 2)
     pickler.persistent_id = lambda value: numbered.get(id(value))
     pickler.dump(OrderedDict(state))
-    with tarfile.open(path, "w") as archive:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
         parts = {"storages": storages, "tensors": tensors, "pickle": content}
         for name, part in parts.items():
             member = tarfile.TarInfo(name)
             member.size = len(part.getvalue())
             archive.addfile(member, io.BytesIO(part.getvalue()))
+    return made.getvalue()
 
 
 def write_big_endian(path: Path, state: Mapping[str, Tensor]) -> None:

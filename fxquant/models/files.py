@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,7 @@ EXPECTED = (
     "expected a .pt or .pth file of torch.save, or a .safetensors state dict, or one of "
     "torchvision:NAME, pytorchcv:NAME, timm:NAME, package.module:callable"
 )
+MOST_HEADER = 100_000_000  # of safetensors, as they say themselves
 _ZIP = b"PK\x03\x04"
 _ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"  # what follows ir_version in a ModelProto
 
@@ -71,20 +73,40 @@ def _read_head(file: BinaryIO, path: Path) -> bytes:
 
 def _is_safetensors(head: bytes) -> bool:
     """Whether it starts like safetensors: the length of a header of sane size, and its '{'."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MOST_HEADER
 
 
 def _read_safetensors(file: BinaryIO, path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        file.seek(0)
-        return load(file.read())
+        return load(_safetensors_content(file))
     except Exception as error:
         raise ModelLoadError(
             f"'{path}' can't be read as safetensors: {reason_of(error)}",
             "the file may be truncated or damaged: compare its size with the original's",
         ) from error
+
+
+def _safetensors_content(file: BinaryIO) -> bytes:
+    """All of a file if its header speaks of all of it, else as much as says what is wrong."""
+    total = file.seek(0, 2)
+    file.seek(0)
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if length > min(total, MOST_HEADER):
+        return start + file.read(1)
+    header = file.read(length)
+    try:
+        tensors = [value for key, value in json.loads(header).items() if key != "__metadata__"]
+        claimed = max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return start + header
+    if 8 + length + claimed != total:
+        raise ValueError(
+            f"its header speaks of {8 + length + claimed:,} bytes, and it has {total:,}"
+        )
+    return start + header + file.read()
 
 
 def _not_a_model(path: Path, head: bytes) -> ModelLoadError:

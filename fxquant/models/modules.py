@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from unicodedata import normalize
 
 from torch import nn
 
@@ -29,7 +30,8 @@ from fxquant.models.records import (
 from fxquant.models.tensors import TENSOR_CALLS
 from fxquant.models.wording import first_few
 
-# Names of children, parameters and buffers, which torch.fx puts between quotes.
+# Names of children, parameters and buffers, which torch.fx puts between quotes, or writes as they
+# are where they are identifiers, and then Python takes letters that look alike for one another.
 _NAME = re.compile(r"[\w \-/:+@#]{1,200}")
 TABLES = ("_modules", "_parameters", "_buffers")
 # Of torch before 1.2, where it named the library that computes.
@@ -91,7 +93,7 @@ def _check_table(kind: type, table: str, record: object, place: Place, found: Co
     if pairs is None or (isinstance(record, Call) and record.state is not None):
         raise OddError(f"{place} has {describe(record)} for {table}")
     for key, value in pairs:
-        if not isinstance(key, str) or not _NAME.fullmatch(key):
+        if not isinstance(key, str) or not _NAME.fullmatch(key) or normalize("NFKC", key) != key:
             raise OddError(f"a part of {place} is called {first_few([ascii(key)])}")
         if replaces_code(kind, key):
             raise OddError(f"a part of {place} replaces {key} of its class {kind.__qualname__}")
