@@ -204,7 +204,7 @@ CASES = {
         "'0' of the network itself is torch.nn.modules.linear.Linear",
     ),
     "a network inside itself": changed(_contain_itself, "contains itself"),
-    "2^60 modules": changed(_repeat_without_end, "more than 20,000 modules"),
+    "2^60 modules": changed(_repeat_without_end, "more than 10,000 modules"),
     "modules 150 deep": changed(_nest, "inside each other"),
     "a tensor of 40 GB in 4 bytes": changed(_expand, "would take 40,000,0"),
     "a layer without its tables": instructions(_deep_module_pickle(), "has no _modules"),

@@ -118,6 +118,7 @@ VALUES = {
     "counter": Counter({"a": 3}),
     "containers": [{1, 2}, frozenset({"a"}), (1, (2,)), [None, True, {}], {(1, 2): 3}],
     "numbers": [1 + 2j, 1e300, float("inf"), -(2**63), 2**31, 0, -1],
+    "optimizer": {"state": {140_234_567_890_123: {"step": 1}}},  # keys of torch before 1.5
     "steps": [slice(1, None, 2), range(1, 9, 2)],
     "bytes": bytes(range(256)),
     "text": ["", "\n\u00e9\U0001f600", "a" * 999],

@@ -88,6 +88,7 @@ _NOT_THE_USERS = sys.stdlib_module_names | {
     *("torch", "torchvision", "pytorchcv", "timm", "numpy"),
     *("__builtin__", "commands", "copy_reg", "cPickle", "httplib", "popen2", "urllib2"),
 }
+MOST_NAME = 200
 _NEUTRAL_BASES = ("builtins.object", "typing.Generic", "abc.ABC", "typing.Protocol")
 SAVE_STATE = "save model.state_dict() instead and name the architecture with --arch"
 
@@ -190,14 +191,14 @@ def replaces_code(kind: type, key: str) -> bool:
     return callable(there) or hasattr(there, "__get__")
 
 
-@lru_cache(maxsize=1 << 16)
 def is_name(key: object) -> bool:
     """Whether a key can be an attribute's name, as source code has them."""
-    return (
-        isinstance(key, str)
-        and re.fullmatch(r"[A-Za-z_]\w{0,199}", key, re.ASCII) is not None
-        and not keyword.iskeyword(key)
-    )
+    return isinstance(key, str) and len(key) <= MOST_NAME and _is_identifier(key)
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_identifier(key: str) -> bool:
+    return key.isascii() and key.isidentifier() and not keyword.iskeyword(key)
 
 
 def untrusted(path: Path, names: list[str]) -> UntrustedClassError:

@@ -16,7 +16,7 @@ from fxquant.models.tensors import TENSOR_CALLS
 # A value inside two lists counts twice: printing, copying or hashing it takes that long.
 # Of 330 networks the largest has 161,123 values, and 2,292 layers, 13 inside each other.
 MOST_VALUES = 1 << 21
-MOST_OBJECTS = 20_000
+MOST_OBJECTS = 10_000
 MOST_DEPTH = 64
 # Containers inside each other within one layer.
 MOST_NESTED = 32

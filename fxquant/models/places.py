@@ -52,7 +52,8 @@ class Content:
 class Place:
     """Where a record is: in which attribute of which layer, '' for neither.
 
-    `modules` is whether layers may be there.
+    `modules` is whether layers may be there: outside layers, and in those of a trusted class,
+    whose numbers are its own affair.
     """
 
     path: str = ""
@@ -65,12 +66,17 @@ class Place:
     @property
     def keeps_classes(self) -> bool:
         """Whether a layer keeps the class there that its parts were made with."""
-        return _rules_of(self.key)[1]
+        return bool(self.key) and (self.modules or _rules_of(self.key)[1])
+
+    @property
+    def most(self) -> int:
+        """The largest number that may be there, 0 where any may."""
+        return 0 if self.modules else _rules_of(self.key)[0]
 
     @property
     def rules(self) -> tuple[bool, int, bool]:
         """All of a place that decides what may be there."""
-        return (self.modules, *_rules_of(self.key))
+        return self.modules, self.most, self.keeps_classes
 
 
 @lru_cache(maxsize=4096)
@@ -90,7 +96,7 @@ Parts = Iterable[tuple[object, Place]]
 
 def check_plain(value: object, place: Place) -> None:
     """Check text and numbers: they are bounded where a layer acts upon them."""
-    most = _rules_of(place.key)[0]
+    most = place.most
     if not most:
         return
     grows = most == MOST_GROWTH and type(value) is float
@@ -116,5 +122,5 @@ def check_key(key: object) -> None:
     """Keys are hashed and compared: they must be plain, or short tuples of plain values."""
     parts = key if isinstance(key, tuple) and len(key) <= MOST_IN_KEY else (key,)
     for part in parts:
-        if type(part) not in _HASHABLE or (type(part) is int and abs(part) >> 31):
+        if type(part) not in _HASHABLE or (type(part) is int and abs(part) >> 63):
             raise OddError(f"it has a dict or set with {describe(key)} as a key")
