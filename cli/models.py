@@ -21,7 +21,7 @@ _OPTIONS = (
         "trust_classes",
         multiple=True,
         metavar="CLASS",
-        help="Class that a pickled model may load, as package.module.Class. Repeatable.",
+        help="Class whose own code may run, of a pickled model: package.module.Class. Repeatable.",
     ),
 )
 

@@ -146,7 +146,7 @@ NETWORK: tuple[Option, ...] = (
         "trust_classes",
         multiple=True,
         metavar="CLASS",
-        help="Class that a pickled model may load, as package.module.Class. Repeatable.",
+        help="Class whose own code may run, of a pickled model: package.module.Class. Repeatable.",
     ),
     click.option("--input-shape", type=SHAPE, metavar="C,H,W", help="Shape of one input image."),
 )

@@ -14,6 +14,7 @@ from hostile_box import Case
 from hostile_modules import plain_net
 from hostile_pickles import MARK, SHAPE
 from model_files import Reduced
+from old_files import write_tar
 from torch import nn
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -133,6 +134,19 @@ def _tar(folder: Path, prefix: bytes = b"") -> list[str]:
     return ["evil.pt", *SHAPE]
 
 
+def _changed_tar(old: bytes, new: bytes) -> Callable[[Path], list[str]]:
+    """A state dict in the format before 0.1.10, in which some bytes were replaced."""
+
+    def make(folder: Path) -> list[str]:
+        write_tar(folder / "evil.pt", {"weight": torch.zeros(2, 3)})
+        data = (folder / "evil.pt").read_bytes()
+        assert old in data
+        (folder / "evil.pt").write_bytes(data.replace(old, new))
+        return ["evil.pt", *SHAPE]
+
+    return make
+
+
 def _legacy_claims(folder: Path) -> list[str]:
     """A tensor of 8 GB, in the format before 1.6, of which there is no byte."""
     torch.save({"w": torch.zeros(3)}, folder / "evil.pt", _use_new_zipfile_serialization=False)
@@ -204,9 +218,21 @@ CASES = {
         lambda d: d.__delitem__(slice(len(d) // 2, None)), "can't be read", legacy=True
     ),
     "8 GB before 1.6": Case(_legacy_claims, "claim to be larger than the file"),
-    "a tar archive with a link": Case(_tar, "neither a torch nor a safetensors file"),
+    "a tar archive with a link": Case(_tar, "'storages' in it is no plain file"),
     "a tar archive that starts as a pickle": Case(
         lambda folder: _tar(folder, LEGACY_MAGIC), "can't be read"
+    ),
+    "a tar archive of another program": Case(
+        _changed_tar(b"tensors\0", b"tensorz\0"), "damaged tar archive|torch did not write"
+    ),
+    "a storage of 2^60 numbers in a tar archive": Case(
+        _changed_tar(struct.pack("<q", 6), struct.pack("<q", 1 << 60)), "larger than the file"
+    ),
+    "a tensor of 2^30 dimensions in a tar archive": Case(
+        _changed_tar(struct.pack("<ii", 2, 0), struct.pack("<ii", 1 << 30, 0)), "of 1073741824 dim"
+    ),
+    "a tensor behind its storage in a tar archive": Case(
+        _changed_tar(struct.pack("<qq", 2, 3), struct.pack("<qq", 2, 30)), "behind its storage"
     ),
     "a TorchScript archive": Case(_torchscript, "TorchScript"),
     "an exported program": Case(_exported, "not supported yet"),

@@ -57,10 +57,12 @@ def all_cases() -> dict[str, Case]:
     import hostile_others
     import hostile_pickles
     import hostile_runs
+    import hostile_states
 
     modules = (
         *(hostile_pickles, hostile_modules, hostile_archives),
         *(hostile_others, hostile_onnx, hostile_onnx_claims, hostile_onnx_files, hostile_runs),
+        hostile_states,
     )
     return {name: case for module in modules for name, case in module.CASES.items()}
 

@@ -185,7 +185,7 @@ CASES = {
     "a backward hook": changed(
         set_attribute("0._backward_hooks", OrderedDict({1: nn.ReLU()})), "has _backward_hooks"
     ),
-    "a tensor's hook": changed(_hook_tensor, "has hooks"),
+    "a tensor's hook": changed(_hook_tensor, "a tensor with hooks"),
     "a hook that is a function": Case(
         saved({"hooks": Reduced(exec, CODE), "net": plain_net()}), "builtins.exec"
     ),
@@ -200,10 +200,11 @@ CASES = {
         lambda net: net[0]._parameters.update(weight="text"), "'weight' of '0' is a str"
     ),
     "a child that is a class": changed(
-        lambda net: net._modules.update({"0": nn.Linear}), "'0' of the network itself is a type"
+        lambda net: net._modules.update({"0": nn.Linear}),
+        "'0' of the network itself is torch.nn.modules.linear.Linear",
     ),
     "a network inside itself": changed(_contain_itself, "contains itself"),
-    "2^60 modules": changed(_repeat_without_end, "more than 100,000 modules"),
+    "2^60 modules": changed(_repeat_without_end, "more than 10,000 modules"),
     "modules 150 deep": changed(_nest, "inside each other"),
     "a tensor of 40 GB in 4 bytes": changed(_expand, "would take 40,000,0"),
     "a layer without its tables": instructions(_deep_module_pickle(), "has no _modules"),
@@ -216,30 +217,32 @@ CASES = {
     ),
     "a call of a layer": instructions(
         _TYPE_V2 + b"(" + _LINEAR + b")\x81" + _LINEAR + b"))tR.",
-        "would call an instance of torch.nn.modules.linear.Linear",
+        "a tensor with attributes that makes no sense",
     ),
     "a state for an enumeration": instructions(
-        b"ctorch.nn.functional\nrelu\n}b.", "would fill torch.nn.functional.relu|names a class"
+        b"ctorch.nn.functional\nrelu\n}b.", "would fill torch.nn.functional.relu"
     ),
     "a tensor made by its class": instructions(
-        b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R.", "would call torch.FloatTensor"
+        b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R.", "not trusted.*torch.FloatTensor"
     ),
     "a nested tensor": instructions(
-        b"ctorch._utils\n_rebuild_nested_tensor\n(NNNNtR.", "would call torch._utils._rebuild_nest"
+        b"ctorch._utils\n_rebuild_nested_tensor\n(NNNNtR.", "a nested tensor which can't be read"
     ),
     "bytes by the gigabyte": instructions(
-        b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "would call builtins.bytearray"
+        b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "not trusted.*builtins.bytearray"
     ),
     "a codec by name": instructions(
         b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x08\x00\x00\x00punycode\x86R.",
         "encodes text in another way",
     ),
-    "a key of 2^50 tuples": instructions(b"}" + _tuples(50) + b"Ns.", "a tuple of more than"),
-    "three million sets": instructions(b"(" + b"\x8f" * 3_000_000 + b"t.", "more than 1,048,576"),
+    "a key of 2^50 tuples": instructions(b"}" + _tuples(50) + b"Ns.", "more than 2,097,152 values"),
+    "three million sets": instructions(
+        b"(" + b"\x8f" * 3_000_000 + b"t.", "unexpected instruction"
+    ),
     "an endless text": instructions(b"X\xff\xff\xff\xff" + b"a" * 99, "a text of 4,294,967,295"),
     "a storage behind its end": Case(_claims_more_than_there_is, "has another size"),
     "a storage of another kind": instructions(
-        _tensor(_storage(b"QUInt8Storage", b"0", b"K\x01"), b"K\x01"), "a storage of kind"
+        _tensor(_storage(b"QUInt8Storage", b"0", b"K\x01"), b"K\x01"), "a quantized tensor"
     ),
     "instructions that make no sense": instructions(b"RRR.", "its pickle is damaged"),
     "an instruction of protocol 4": instructions(b"\x95" + b"\0" * 8 + b".", "unexpected instr"),

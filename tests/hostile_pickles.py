@@ -103,10 +103,8 @@ CASES = {
     "operator.methodcaller": Case(
         saved(operator.methodcaller("system", f"touch {MARK}")), "operator.methodcaller"
     ),
-    "functools.partial": Case(
-        saved(functools.partial(os.system, f"touch {MARK}")), "functools.partial"
-    ),
-    "functools.reduce": Case(saved(Reduced(functools.reduce, getattr, [])), "functools.reduce"),
+    "functools.partial": Case(saved(functools.partial(os.system, f"touch {MARK}")), "posix.system"),
+    "functools.reduce": Case(saved(Reduced(functools.reduce, getattr, [])), "builtins.reduce"),
     "subprocess": Case(
         saved(Reduced(subprocess.Popen, ["touch", MARK])),
         "commands.Popen\nhint: a network's layers are not among these",
@@ -116,7 +114,7 @@ CASES = {
     "ctypes": Case(saved(Reduced(ctypes.CDLL, "libc.so.6")), "ctypes.CDLL"),
     "a function made of code": Case(_function, "types.FunctionType"),
     "torch.hub": calls(torch.hub.load, "some/where", "net"),
-    "torch.load that is unsafe": Case(_unsafe_load, "functools.partial"),
+    "torch.load that is unsafe": Case(_unsafe_load, "torch.serialization.load"),
     "torch.jit.load": calls(torch.jit.load, "evil.pt"),
     "a pickle inside a storage": calls(torch.storage._load_from_bytes, _evil_bytes()),
     "a pickle inside a pickle": Case(saved(Reduced(pickle.loads, _evil_bytes())), "pickle.loads"),

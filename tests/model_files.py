@@ -61,7 +61,7 @@ def attacks(mark: str) -> dict[str, tuple[Reduced, str]]:
         "os.system": (Reduced(__import__("os").system, f"touch {mark}"), "posix.system"),
         "eval": (Reduced(eval, touch), "builtins.eval"),
         "getattr": (Reduced(getattr, nn.Linear(1, 1), "forward"), "builtins.getattr"),
-        "partial": (Reduced(functools.partial, open, mark, "w"), "functools.partial"),
+        "partial": (Reduced(functools.partial, open, mark, "w"), "io.open"),
         "dataset": (
             Reduced(torchvision.datasets.FakeData, 1),
             "torchvision.datasets.fakedata.FakeData",

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from hostile_modules import plain_net
 from hostile_others import IMAGES, LABELS, array
+from old_files import tar_of
 from safetensors.torch import save
 
 from fxquant.errors import FxQuantError
@@ -49,6 +50,10 @@ def _kinds() -> dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path
     torch.save(net, module)
     torch.save(net.state_dict(), state)
     torch.save(net.state_dict(), legacy, _use_new_zipfile_serialization=False)
+    older = io.BytesIO()
+    torch.save(net, older, _use_new_zipfile_serialization=False)
+    weights = {k: v for k, v in net.state_dict().items() if v.dtype == torch.float32}
+    tar = tar_of(weights)
     arrays = {"images.npy": array(IMAGES), "labels.npy": array(LABELS)}
     toml = to_toml(Settings((3, 8, 8)).to_dict()).encode()
     arch = {"arch": "hostile_modules:plain_net"}
@@ -69,6 +74,8 @@ def _kinds() -> dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path
         "pickles of modules": (lambda rng: repacked(module.getvalue(), rng), load),
         "pickles of state dicts": (lambda rng: repacked(state.getvalue(), rng), load_state),
         "files before 1.6": (lambda rng: mutate(legacy.getvalue(), rng), load_state),
+        "modules before 1.6": (lambda rng: mutate(older.getvalue(), rng), load),
+        "tar archives": (lambda rng: mutate(tar, rng), load_state),
         "safetensors": (lambda rng: mutate(save(net.state_dict()), rng), load_state),
         "evaluation data": (lambda rng: zipped(arrays, rng), evaluate),
         "settings": (lambda rng: mutate(toml, rng), read_settings),

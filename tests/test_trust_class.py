@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import torchvision
-from model_files import SMALL, attacks, error_of, same_output, write_pickle
+from model_files import SMALL, Reduced, attacks, error_of, same_output, write_pickle
 from torch import nn
 
 from fxquant.errors import UntrustedClassError
@@ -28,7 +28,7 @@ def test_malicious_pickle_is_refused(tmp_path, monkeypatch, attack, wrap, arch):
     )
     torch.save(wrap(evil), tmp_path / "evil.pt")
     error = error_of(tmp_path / "evil.pt", arch=arch)
-    assert isinstance(error, UntrustedClassError)
+    assert isinstance(error, UntrustedClassError) == (attack != "not a layer")
     assert name in error.message
     assert "--trust-class" not in error.hint
     assert not mark.exists()
@@ -195,3 +195,47 @@ def test_checkpoint_with_other_objects_points_to_the_state_dict(tmp_path):
     error = error_of(tmp_path / "checkpoint.pt", arch=SMALL)
     assert "argparse.Namespace" in error.message
     assert "state_dict()" in error.hint
+
+
+def test_trusted_class_may_hold_what_layers_may_not(user_module, tmp_path):
+    body = """
+    from torch import nn
+    class Held:
+        def __init__(self):
+            self.size = 1 << 40
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = [nn.Linear(3, 2)]
+            self.kind, self.iters, self.held = nn.ReLU, 20_000, Held()
+        def forward(self, x):
+            return self.kind()(self.blocks[0](x))
+        def __setstate__(self, state):
+            raise AssertionError("called")
+    """
+    user_module("nets_holding", body)
+    net = import_from(tmp_path, "nets_holding", "Net")().eval()
+    torch.save(net, "net.pt")
+    trust = ["nets_holding.Net", "nets_holding.Held"]
+    module = load_model("net.pt", trust_classes=trust).module
+    assert same_output(net, module, 3)
+    assert module.held.size == 1 << 40
+
+
+def test_trusted_class_is_not_called(user_module, tmp_path):
+    user_module("nets_called", "class Net:\n    def __init__(self, path): open(path, 'w')\n")
+    kind = import_from(tmp_path, "nets_called", "Net")
+    torch.save({"net": Reduced(kind, str(tmp_path / "ran"))}, "net.pt")
+    error = error_of("net.pt", trust_classes=["nets_called.Net"])
+    assert "would call nets_called.Net" in error.message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_members_of_a_trusted_enumeration_load(user_module, tmp_path):
+    user_module("nets_enum", "import enum\nclass Kind(enum.Enum):\n    A = 1\n    B = 'b'\n")
+    kind = import_from(tmp_path, "nets_enum", "Kind")
+    net = nn.Sequential(nn.Linear(1, 1))
+    net.kinds = [kind.A, kind.B]
+    torch.save(net, "net.pt")
+    assert load_model("net.pt", trust_classes=["nets_enum.Kind"]).module.kinds == [kind.A, kind.B]
+    assert "nets_enum.Kind" in error_of("net.pt").message

@@ -1,59 +1,113 @@
 """The zip archives that networks come in: told from one another, and checked before torch reads.
 
-torch finds its way through an archive differently than Python does, and believes the sizes that
-a file claims. What both must agree on, and what fits into the file, is checked here.
+Programs find their way through an archive in different ways, and a file can show each of them
+something else. What all must agree on, and what fits into the file, is checked here.
 """
 
 from __future__ import annotations
 
 import struct
 import zipfile
-from dataclasses import dataclass
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from fxquant.errors import ModelLoadError
-from fxquant.models.opcodes import MOST_BYTES
+from fxquant.models.interpreter import MOST_BYTES
+from fxquant.models.records import MalformedError, Storage
+from fxquant.models.tensors import storage_dtype
 from fxquant.models.wording import first_few, reason_of
 
 _GIVE = "give the module that it was made from, or its state dict with --arch"
 _DAMAGED = "compare its size with the original's and copy it again"
 _RESAVE = "no torch.save wrote it like this: load it where you trust it, and save it again"
 
+_HEADER, _HEADER_SIZE, _UTF8 = b"PK\x03\x04", 30, 0x800
+_CHUNK = 1 << 18
 _END, _END_SIZE = b"PK\x05\x06", 22
 _LOCATOR, _LOCATOR_SIZE = b"PK\x06\x07", 20
 _END64, _END64_SIZE = b"PK\x06\x06", 56
 
 
-@dataclass(frozen=True)
 class TorchArchive:
-    """The pickle of an archive that torch.save wrote, and the bytes of its storages by key."""
+    """An archive that torch.save wrote, open: its `pickle`, and the bytes of its storages."""
 
-    pickle: bytes
-    storages: dict[str, int]
+    def __init__(self, file: BinaryIO, archive: zipfile.ZipFile, prefix: str):
+        self._file, self._data = file, f"{prefix}data/"
+        self._entries = {entry.filename: entry for entry in archive.infolist()}
+        self.pickle = bytes(self._read(f"{prefix}data.pkl"))
+        order = f"{prefix}byteorder"
+        self._swapped = order in self._entries and self._read(order) == b"big"
+
+    def size(self, storage: Storage) -> int | None:
+        """The bytes that the archive has for a storage, None where it has none."""
+        entry = self._entries.get(self._data + storage.key)
+        return None if entry is None else entry.file_size
+
+    def read_into(self, storage: Storage, target: memoryview) -> None:
+        """Fill `target` with a whole storage; raises MalformedError where its checksum differs."""
+        self._fill(self._data + storage.key, target)
+        if self._swapped:
+            _swap(target, storage)
+
+    def _read(self, name: str) -> bytearray:
+        content = bytearray(self._entries[name].file_size)
+        self._fill(name, memoryview(content))
+        return content
+
+    def _fill(self, name: str, target: memoryview) -> None:
+        """The bytes of an entry, read where the entry's own header says that they begin."""
+        entry = self._entries[name]
+        self._file.seek(_start_of(self._file, entry))
+        checksum = 0
+        for place in range(0, len(target), _CHUNK):  # of a size that the cache holds
+            chunk = target[place : place + _CHUNK]
+            if self._file.readinto(chunk) != len(chunk):
+                raise MalformedError("it ends too early")
+            checksum = zlib.crc32(chunk, checksum)
+        if checksum != entry.CRC:
+            raise MalformedError(
+                f"'{first_few([name])}' in it does not match its checksum; a file saved under "
+                "torch.serialization.set_crc32_options(False) has no checksums: load it and save "
+                "it again"
+            )
+
+
+def _start_of(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where an entry's bytes begin; raises MalformedError where its header is another's."""
+    header = _read_at(file, entry.header_offset, _HEADER_SIZE)
+    if len(header) < _HEADER_SIZE or not header.startswith(_HEADER):
+        raise MalformedError("an entry has no header where the directory says")
+    flags, method = struct.unpack_from("<HH", header, 6)
+    name_size, extra_size = struct.unpack_from("<HH", header, 26)
+    coding = "utf-8" if flags & _UTF8 else "cp437"
+    named = file.read(name_size) == entry.orig_filename.encode(coding, "replace")
+    if method != zipfile.ZIP_STORED or flags & 1 or not named:
+        raise MalformedError("an entry's header and the directory say different things")
+    return entry.header_offset + _HEADER_SIZE + name_size + extra_size
 
 
 def open_archive(file: BinaryIO, path: Path, expected: str) -> TorchArchive:
     """Check an archive of torch.save; raises ModelLoadError for any other, and for damage.
 
-    `expected` says what kinds of files can be given instead.
+    `expected` says what kinds of files can be given instead. The archive reads from `file` as
+    long as it is used.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            _tell_apart(archive.namelist(), path, expected)
-            prefix = _check_entries(archive, file, path)
-            _check_sums(archive, path)
-            content = archive.read(f"{prefix}data.pkl")
-            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        archive = zipfile.ZipFile(file)
+        _tell_apart(archive.namelist(), path, expected)
+        prefix = _check_entries(archive, file, path)
+        return TorchArchive(file, archive, prefix)
+    except MalformedError as error:
+        raise ModelLoadError(f"'{path}' is damaged: {error.message}", _DAMAGED) from error
     except ModelLoadError:
         raise
     except Exception as error:  # zipfile raises nearly anything on what is no zip
         raise ModelLoadError(
             f"'{path}' is truncated or damaged: {reason_of(error)}", _DAMAGED
         ) from error
-    data = f"{prefix}data/"
-    storages = {n.removeprefix(data): size for n, size in sizes.items() if n.startswith(data)}
-    return TorchArchive(content, storages)
 
 
 def _tell_apart(names: list[str], path: Path, expected: str) -> None:
@@ -118,12 +172,8 @@ def _read_at(file: BinaryIO, offset: int, count: int) -> bytes:
     return file.read(count)
 
 
-def _check_sums(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raise ModelLoadError where an entry doesn't match its checksum: torch never looks."""
-    damaged = archive.testzip()
-    if damaged is not None:
-        raise ModelLoadError(
-            f"'{path}' is damaged: '{first_few([damaged])}' does not match its checksum",
-            f"{_DAMAGED}; a file saved under torch.serialization.set_crc32_options(False) has no "
-            "checksums: load it and save it again",
-        )
+def _swap(target: memoryview, storage: Storage) -> None:
+    """Turn numbers of a big-endian machine around, in place."""
+    dtype = storage_dtype(storage.kind)
+    width = dtype.itemsize // (2 if dtype.is_complex else 1)
+    np.frombuffer(target, f"u{width}").byteswap(inplace=True)

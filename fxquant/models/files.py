@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from torch import Tensor
 
 from fxquant.errors import ModelLoadError
 from fxquant.models.archives import open_archive
-from fxquant.models.pickles import read_legacy_pickle, read_pickle
-from fxquant.models.wording import did_you_mean, reason_of
+from fxquant.models.legacy import MAGIC as LEGACY_MAGIC
+from fxquant.models.pickles import read_legacy, read_pickle, read_tar
+from fxquant.models.tars import is_tar
+from fxquant.models.wording import reason_of
 
-_EXPECTED = (
+EXPECTED = (
     "expected a .pt or .pth file of torch.save, or a .safetensors state dict, or one of "
     "torchvision:NAME, pytorchcv:NAME, timm:NAME, package.module:callable"
 )
+MOST_HEADER = 100_000_000  # of safetensors, as they say themselves
 _ZIP = b"PK\x03\x04"
-# pickle protocol 2 and the magic number that opens a file of torch.save before 1.6
-_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"  # what follows ir_version in a ModelProto
 
 # how a file starts, what it looks like, and what to do
@@ -33,20 +35,21 @@ _LOOKS_LIKE = (
 )
 
 
-def read_model_file(path: Path, trust_classes: Sequence[str] = ()) -> object:
-    """Read a module, a state dict or whatever else a model file holds, with tensors on the CPU.
+def read_model_file(file: BinaryIO, path: Path, trust_classes: Sequence[str] = ()) -> object:
+    """Read a module, a state dict or whatever else an open model file holds, on the CPU.
 
-    Raises UntrustedClassError and ModelLoadError.
+    `path` is what messages call it. Raises UntrustedClassError and ModelLoadError.
     """
-    head = _read_head(path)
+    head = _read_head(file, path)
     if head.startswith(_ZIP):
-        with path.open("rb") as file:
-            archive = open_archive(file, path, _EXPECTED)
+        archive = open_archive(file, path, EXPECTED)
         return read_pickle(path, archive, trust_classes)
-    if head.startswith(_LEGACY_TORCH):
-        return read_legacy_pickle(path)
+    if head.startswith(LEGACY_MAGIC):
+        return read_legacy(path, file, trust_classes)
+    if is_tar(head):
+        return read_tar(path, file, trust_classes)
     if path.suffix == ".safetensors" or _is_safetensors(head):
-        return _read_safetensors(path)
+        return _read_safetensors(file, path)
     raise _not_a_model(path, head)
 
 
@@ -58,27 +61,11 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _read_head(path: Path) -> bytes:
+def _read_head(file: BinaryIO, path: Path) -> bytes:
     try:
-        if path.is_dir():
-            raise ModelLoadError(f"'{path}' is a directory; expected a model file")
-        if not path.exists():
-            siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-            close = did_you_mean(path.name, (sibling.name for sibling in siblings))
-            raise ModelLoadError(f"there is no file '{path}'", close or _EXPECTED)
-        with path.open("rb") as file:
-            head = file.read(512)
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"'{path}' can't be opened: {reason_of(error)}") from error
+        head = file.read(512)
+    except OSError as error:
+        raise ModelLoadError(f"'{path}' can't be read: {reason_of(error)}") from error
     if not head:
         raise ModelLoadError(f"'{path}' is empty", "the copy or download may have failed")
     return head
@@ -86,19 +73,40 @@ def _read_head(path: Path) -> bytes:
 
 def _is_safetensors(head: bytes) -> bool:
     """Whether it starts like safetensors: the length of a header of sane size, and its '{'."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MOST_HEADER
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
+def _read_safetensors(file: BinaryIO, path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load
 
     try:
-        return load_file(path, device="cpu")
+        return load(_safetensors_content(file))
     except Exception as error:
         raise ModelLoadError(
             f"'{path}' can't be read as safetensors: {reason_of(error)}",
             "the file may be truncated or damaged: compare its size with the original's",
         ) from error
+
+
+def _safetensors_content(file: BinaryIO) -> bytes:
+    """All of a file if its header speaks of all of it, else as much as says what is wrong."""
+    total = file.seek(0, 2)
+    file.seek(0)
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if length > min(total, MOST_HEADER):
+        return start + file.read(1)
+    header = file.read(length)
+    try:
+        tensors = [value for key, value in json.loads(header).items() if key != "__metadata__"]
+        claimed = max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return start + header
+    if 8 + length + claimed != total:
+        raise ValueError(
+            f"its header speaks of {8 + length + claimed:,} bytes, and it has {total:,}"
+        )
+    return start + header + file.read()
 
 
 def _not_a_model(path: Path, head: bytes) -> ModelLoadError:
@@ -111,7 +119,7 @@ def _not_a_model(path: Path, head: bytes) -> ModelLoadError:
     looks_like, hint = next(known, (_describe_unknown(head), None))
     return ModelLoadError(
         f"'{path}' is neither a torch nor a safetensors file; it looks like {looks_like}",
-        hint or _EXPECTED,
+        hint or EXPECTED,
     )
 
 

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxquant.errors import FxQuantError, ModelLoadError
-from fxquant.models.files import is_file, read_model_file, sha256_of
-from fxquant.models.pickles import LAYER_PACKAGES
+from fxquant.models.files import EXPECTED, is_file, read_model_file
+from fxquant.models.opened import Digest, opened
 from fxquant.models.state_dicts import find_network, load_into
-from fxquant.models.structure import check_structure
 from fxquant.models.wording import first_few, reason_of
 from fxquant.models.zoos import ARCH_FORMS, build, is_named, short_name
+
+MOST_SIDE = 4096  # of images, as a network says itself
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,21 @@ def load_model(
         module, digest = build(source, pretrained=pretrained), None
         name = short_name(source)
     else:
-        content = find_network(read_model_file(path, trust_classes), source)
-        module, digest = _module_of(content, source, arch), sha256_of(path)
+        content, digest = _read(path, trust_classes)
+        module = _module_of(find_network(content, source), source, arch)
         name = path.stem
     module = _finished(module, source)
     return LoadedModel(module, name, source, digest, _input_shape(module))
+
+
+def _read(path: Path, trust_classes: Sequence[str]) -> tuple[object, str]:
+    """What a file holds, and its SHA-256: both of the one file that is opened, once."""
+    with opened(path, EXPECTED) as file, Digest(file) as digest:
+        content = read_model_file(file, path, trust_classes)
+        try:
+            return content, digest.wait()
+        except OSError as error:
+            raise ModelLoadError(f"'{path}' can't be read: {reason_of(error)}") from error
 
 
 def _module_of(
@@ -72,7 +83,6 @@ def _module_of(
     if isinstance(content, nn.Module):
         if arch is not None:
             raise _needless_arch(f"'{source}' holds a whole {type(content).__qualname__}", arch)
-        check_structure(content, source, LAYER_PACKAGES)
         return content
     if arch is None:
         raise ModelLoadError(
@@ -97,6 +107,7 @@ def _finished(module: nn.Module, source: str) -> nn.Module:
     try:
         if isinstance(module, nn.DataParallel):
             module = module.module
+        _check_parts(module, source)
         module.cpu().float().eval()
         _check_finite(module, source)
     except FxQuantError:
@@ -108,9 +119,22 @@ def _finished(module: nn.Module, source: str) -> nn.Module:
     return module
 
 
+def _check_parts(module: nn.Module, source: str) -> None:
+    """torch.fx puts a network's parts beside attributes of its own, which have names too."""
+    taken = set(dir(fx.GraphModule)) - set(dir(nn.Module))
+    for name in (*module._modules, *module._parameters, *module._buffers):
+        if name in taken:
+            raise ModelLoadError(
+                f"the {type(module).__qualname__} of '{source}' has a part called '{name}', which "
+                "is what torch.fx calls something of its own",
+                "rename it, or put the network into a torch.nn.Sequential",
+            )
+
+
 def _check_finite(module: nn.Module, source: str) -> None:
     for name, parameter in module.named_parameters():
-        if not parameter.isfinite().all():
+        # A sum is finite only if all in it is, and takes a tenth of the time.
+        if not parameter.sum().isfinite() and not parameter.isfinite().all():
             raise _not_finite(name, parameter, source)
     for name, buffer in module.named_buffers():
         # a mask may hold infinities on purpose; statistics may not, and NaN never is
@@ -144,4 +168,5 @@ def _input_shape(module: nn.Module) -> tuple[int, ...] | None:
 def _checked_shape(shape: object) -> tuple[int, ...] | None:
     if not isinstance(shape, (tuple, list)) or len(shape) != 3:
         return None
-    return tuple(shape) if all(isinstance(side, int) for side in shape) else None
+    sane = all(type(side) is int and 0 < side <= MOST_SIDE for side in shape)
+    return tuple(shape) if sane else None
