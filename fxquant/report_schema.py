@@ -28,6 +28,11 @@ _PARITY = table(
         "diverges_at": maybe(text),
     },
     others=plain,
+    amplified=flag,
+    precise=maybe(_DIFFERENCE),
+    processor_note=maybe(text),
+    saturates_here=flag,
+    saturating_layers=whole,
 )
 _SETTINGS = table(
     {
