@@ -28,8 +28,11 @@ _PARITY = table(
         "diverges_at": maybe(text),
     },
     others=plain,
-    processor_note=maybe(text),
+    amplified=flag,
     precise=maybe(_DIFFERENCE),
+    processor_note=maybe(text),
+    saturates_here=flag,
+    saturating_layers=whole,
 )
 _SETTINGS = table(
     {
