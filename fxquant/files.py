@@ -40,15 +40,14 @@ def open_regular(path: str | Path, *, follow_links: bool = True) -> BinaryIO:
     """
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in _NEVER_WAIT)
     try:
+        _require_regular(os.stat(path).st_mode, path)  # to open a device alone may act
         handle = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
     except ValueError as error:  # a zero byte
         raise OSError(errno.EINVAL, "no such name", str(path)) from error
     except OSError as error:
         raise _told(error, path) from error
     try:
-        mode = os.fstat(handle).st_mode
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, f"it is {_kind(mode)}, not a file", str(path))
+        _require_regular(os.fstat(handle).st_mode, path)
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -77,6 +76,11 @@ def _told(error: OSError, path: str | Path) -> OSError:
     if error.errno == errno.ENXIO:
         return OSError(error.errno, "it is a socket or a device, not a file", str(path))
     return error
+
+
+def _require_regular(mode: int, path: str | Path) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"it is {_kind(mode)}, not a file", str(path))
 
 
 def _kind(mode: int) -> str:

@@ -289,7 +289,7 @@ CASES = {
     "a terabyte of nothing as safetensors": Case(
         _sparse("evil.safetensors", b"\2" + bytes(7) + b"{}"), "speaks of 10 bytes, and it has 1,09"
     ),
-    "a FIFO": Case(_fifo, "is a FIFO"),
+    "a FIFO": Case(_fifo, "it is a pipe, not a file"),
     "a socket": Case(_socket, "is a socket"),
     "a device": Case(lambda folder: ["/dev/zero", *SHAPE], "is a device"),
     "a process's memory": Case(lambda folder: ["/proc/self/mem", *SHAPE], "can't be read"),

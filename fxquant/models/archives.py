@@ -18,7 +18,7 @@ from fxquant.errors import ModelLoadError
 from fxquant.models.interpreter import MOST_BYTES
 from fxquant.models.records import MalformedError, Storage
 from fxquant.models.tensors import storage_dtype
-from fxquant.models.wording import first_few, reason_of
+from fxquant.wording import first_few, reason_of
 
 _GIVE = "give the module that it was made from, or its state dict with --arch"
 _DAMAGED = "compare its size with the original's and copy it again"

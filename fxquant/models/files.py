@@ -14,7 +14,7 @@ from fxquant.models.archives import open_archive
 from fxquant.models.legacy import MAGIC as LEGACY_MAGIC
 from fxquant.models.pickles import read_legacy, read_pickle, read_tar
 from fxquant.models.tars import is_tar
-from fxquant.models.wording import reason_of
+from fxquant.wording import reason_of
 
 EXPECTED = (
     "expected a .pt or .pth file of torch.save, or a .safetensors state dict, or one of "

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 
 from fxquant.errors import ModelLoadError
-from fxquant.models.wording import did_you_mean, reason_of
+from fxquant.wording import did_you_mean, reason_of
 
 
 @contextmanager

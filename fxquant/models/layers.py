@@ -18,7 +18,7 @@ from torch import nn
 from fxquant.errors import ModelLoadError, UntrustedClassError
 from fxquant.models.imports import import_object, is_dotted, user_modules
 from fxquant.models.records import Global
-from fxquant.models.wording import first_few, reason_of
+from fxquant.wording import first_few, reason_of
 
 # Where layers and networks live. Narrower than the packages: timm.task, for one, has a module
 # whose constructor downloads, and importing parts of timm.data ends the process.

@@ -12,8 +12,8 @@ from fxquant.errors import FxQuantError, ModelLoadError
 from fxquant.models.files import EXPECTED, is_file, read_model_file
 from fxquant.models.opened import Digest, opened
 from fxquant.models.state_dicts import find_network, load_into
-from fxquant.models.wording import first_few, reason_of
 from fxquant.models.zoos import ARCH_FORMS, build, is_named, short_name
+from fxquant.wording import first_few, reason_of
 
 MOST_SIDE = 4096  # of images, as a network says itself
 

@@ -28,7 +28,7 @@ from fxquant.models.records import (
     pairs_of,
 )
 from fxquant.models.tensors import TENSOR_CALLS
-from fxquant.models.wording import first_few
+from fxquant.wording import first_few
 
 # Names of children, parameters and buffers, which torch.fx puts between quotes, or writes as they
 # are where they are identifiers, and then Python takes letters that look alike for one another.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,15 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fxquant.errors import ModelLoadError
-from fxquant.models.wording import did_you_mean, reason_of
+from fxquant.files import open_regular
+from fxquant.wording import did_you_mean, reason_of
 
-_KINDS = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 _CHUNK = 1 << 20
 
 
@@ -32,15 +25,13 @@ def opened(path: Path, expected: str) -> Iterator[BinaryIO]:
     alone may wait for ever, or act.
     """
     try:
-        _require_regular(path, os.stat(path).st_mode)
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        file = os.fdopen(os.open(path, flags), "rb")
+        file = open_regular(path)
     except FileNotFoundError as error:
         raise _missing(path, expected) from error
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"'{path}' can't be opened: {reason_of(error)}") from error
+    except OSError as error:
+        reason = error.strerror or reason_of(error)
+        raise ModelLoadError(f"'{path}' can't be opened as a model: {reason}", expected) from error
     with file:
-        _require_regular(path, os.fstat(file.fileno()).st_mode)
         yield file
 
 
@@ -90,12 +81,6 @@ class Digest:
         if self._error is not None:
             raise self._error
         return self._sum.hexdigest()
-
-
-def _require_regular(path: Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((words for is_kind, words in _KINDS if is_kind(mode)), "no regular file")
-        raise ModelLoadError(f"'{path}' is {kind}; expected a model file")
 
 
 def _missing(path: Path, expected: str) -> ModelLoadError:

@@ -17,7 +17,7 @@ from fxquant.models.rebuild import rebuild
 from fxquant.models.records import MalformedError, OddError
 from fxquant.models.tars import TarFile
 from fxquant.models.tensors import StorageSource
-from fxquant.models.wording import reason_of
+from fxquant.wording import reason_of
 
 
 def read_pickle(path: Path, archive: TorchArchive, trust_classes: Sequence[str] = ()) -> object:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from fxquant.models.records import Call, OddError, describe
 from fxquant.models.tensors import TensorRecord, describe_tensor
-from fxquant.models.wording import first_few
+from fxquant.wording import first_few
 
 # Far above what networks hold: the largest number of 330 of them is 32,896, the longest text 149
 # characters, the longest list 44 items.

@@ -46,7 +46,7 @@ from fxquant.models.tensors import (
     StorageSource,
     TensorMaker,
 )
-from fxquant.models.wording import first_few
+from fxquant.wording import first_few
 
 MOST_RANGE = 1 << 24
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fxquant.errors import ModelLoadError
-from fxquant.models.wording import first_few
+from fxquant.wording import first_few
 
 ORDERED_DICT = "collections.OrderedDict"
 

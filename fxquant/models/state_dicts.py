@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from fxquant.errors import ModelLoadError
-from fxquant.models.wording import first_few, reason_of
+from fxquant.wording import first_few, reason_of
 
 # where training scripts put the network in a checkpoint, in the order of preference
 _CHECKPOINT_KEYS = ("state_dict", "model", "net", "model_state_dict", "model_state")

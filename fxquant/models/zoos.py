@@ -12,7 +12,7 @@ from torch import nn
 
 from fxquant.errors import ModelLoadError
 from fxquant.models.imports import find_attribute, import_module, user_modules
-from fxquant.models.wording import did_you_mean, reason_of
+from fxquant.wording import did_you_mean, reason_of
 
 ARCH_FORMS = "torchvision:NAME, pytorchcv:NAME, timm:NAME or package.module:callable"
 
