@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+BATCH = 64
+
 
 def main(images: str, output: str, *paths: str) -> None:
     """Write the first output of each file, under its name."""
@@ -23,7 +25,9 @@ def main(images: str, output: str, *paths: str) -> None:
     outputs = {}
     for path in paths:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        outputs[Path(path).stem] = session.run(None, {session.get_inputs()[0].name: x})[0]
+        name = session.get_inputs()[0].name
+        parts = [session.run(None, {name: x[i : i + BATCH]})[0] for i in range(0, len(x), BATCH)]
+        outputs[Path(path).stem] = np.concatenate(parts)
     np.savez(output, **outputs)
 
 
