@@ -114,8 +114,18 @@ def run_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto], x: np.ndarray
     return session.run(None, {ends[0].name: x})[0]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("bits", range(2, 9))
+# Those of 5 to 8 bits have the same types, and a Clip but for 8.
+WIDE = {(5, "runtime"), (7, "runtime"), (6, "portable")}
+
+
+@pytest.mark.parametrize(
+    ("bits", "layout"),
+    [
+        pytest.param(bits, layout, marks=[pytest.mark.soak] * ((bits, layout) in WIDE))
+        for bits in range(2, 9)
+        for layout in LAYOUTS
+    ],
+)
 def test_a_file_of_any_width_holds_the_numbers_of_the_student(bits, layout):
     # Max-pooling and linear layers; depthwise convolutions, ReLU6 and signed sums.
     name = "plain" if (bits % 2 == 0) == (layout == "portable") else "inverted_residual"
