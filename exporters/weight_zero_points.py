@@ -15,17 +15,18 @@ def weight_zero_points(model: ir.Model) -> int:
     """Add zero points of zeros to DequantizeLinear of int8 weights that need them; how many.
 
     It changes no number. ONNX Runtime fuses a Gemm to its integer kernel only where the zero point
-    is written down. Its session option `session.x64quantprecision` rewrites large weights with
-    their zero points, and fails on several scales without zero points, and on shared ones.
+    is written down, and makes Gemms of some MatMuls, of a single vector's say. Its session option
+    `session.x64quantprecision` rewrites large weights with their zero points, and fails on several
+    scales without zero points, and on shared ones.
     """
-    gemms = {node.inputs[1].producer() for node in model.graph if node.op_type == "Gemm"}
+    linear = {n.inputs[1].producer() for n in model.graph if n.op_type in ("Gemm", "MatMul")}
     added = 0
     for node in [n for n in model.graph if n.op_type == "DequantizeLinear"]:
         weight = node.inputs[0]
         if len(node.inputs) > 2 or not _is_int8(weight):
             continue
         large = _is_large(weight)
-        if large or node in gemms:
+        if large or node in linear:
             shape = tuple(node.inputs[1].const_value.shape)
             node.resize_inputs(3)
             node.replace_input_with(2, _zeros(model.graph, shape, weight.name if large else None))

@@ -31,6 +31,7 @@ from torch import nn
 
 import fxquant.errors
 import fxquant.models
+import fxquant.wording
 from fxquant.errors import ModelLoadError
 from fxquant.models.interpreter import Pickle, read_records
 from fxquant.models.layers import is_name, may_be_a_layer
@@ -48,7 +49,10 @@ from fxquant.models.tensors import storage_bytes
 
 GROWTH = 500 << 20
 SECONDS = 600  # for one record, after which this process is ended
-_HERE = (f"{Path(fxquant.models.__file__).parent}/", fxquant.errors.__file__, __file__)
+_HERE = (
+    *(f"{Path(fxquant.models.__file__).parent}/", fxquant.wording.__file__),
+    *(fxquant.errors.__file__, __file__),
+)
 _LIBRARY = str(Path(os.__file__).parent)
 # Parts of the standard library that the reader uses; nothing in them calls what it is given.
 _LIBRARY_FILES = {

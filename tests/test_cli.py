@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from interruptible import interruptible
 from small_runs import shrunk
 
 from fxquant.cli.main import run
@@ -209,12 +210,8 @@ def test_interrupt_ends_with_3_and_the_run_continues(tmp_path, state_dict):
     command = [sys.executable, "-m", "fxquant.cli", "quantize", str(state_dict), "--arch", ARCH]
     command += ["--config", str(config), "--output", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(Path(nets.__file__).parent)}
-    # Tests that a shell started in the background ignore the signal, as what they start does.
-    mine = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with interruptible():
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, mine)
     wait_for(lambda: (out / "recipe.toml").exists() and "warm-up" in (process.stderr.readline()))
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=600)

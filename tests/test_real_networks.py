@@ -27,7 +27,8 @@ def test_a_real_resnet20_of_a_users_own_class_runs_in_integer_kernels(
         difference = prepared.student(images[:8]) - loaded.module(images[:8])
     assert difference.abs().max() < 1e-4  # the passes change nothing but the rounding
     calibrate(prepared.student, images)
-    path = export_onnx(prepared.student, tmp_path / "m.onnx", input_shape=(3, 32, 32))
+    path = tmp_path / "m.onnx"
+    export_onnx(prepared.student, path, input_shape=(3, 32, 32))
     parity = check_parity(prepared.student, path, images)
     assert parity.passed
     assert parity.convolutions_integer == parity.convolutions == 19

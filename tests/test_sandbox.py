@@ -16,6 +16,7 @@ import onnx
 import pytest
 from exports import SHAPE, exported, noise
 from hostile_onnx_claims import _loop, good
+from interruptible import interruptible
 
 from fxquant.errors import DataError, ExportError, FxQuantError, ParityError, ResourceError
 from fxquant.exporters import external, sandbox
@@ -65,7 +66,8 @@ def test_a_signal_ends_the_command_and_what_it_started(name, endless, tmp_path):
     """At once, although ONNX Runtime computes and Python there can't be asked."""
     environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fxquant.cli", *endless]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    with interruptible():
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: list(tmp_path.glob("fxquant-*/empty/0/evil.onnx")))
     (child,) = children(process.pid)
     process.send_signal(getattr(signal, name))
@@ -213,7 +215,8 @@ def test_weights_outside_come_along(tmp_path, monkeypatch):
     """Behind a link too, where they lie beside the link."""
     monkeypatch.setattr(external, "LARGEST", 2000)
     (tmp_path / "a").mkdir()
-    path = export_onnx(exported("plain", 8, 8).student, tmp_path / "a/m.onnx", input_shape=SHAPE)
+    path = tmp_path / "a/m.onnx"
+    export_onnx(exported("plain", 8, 8).student, path, input_shape=SHAPE)
     copy = admitted(path, tmp_path / "copied")
     assert sorted(p.name for p in copy.parent.iterdir()) == ["m.onnx", "m.onnx.data"]
     np.testing.assert_array_equal(run_onnx(copy, noise(3)), run_onnx(path, noise(3)))

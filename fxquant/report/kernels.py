@@ -21,7 +21,6 @@ from fxquant.quantizer import Quantizer
 
 INPUT = "its input is not quantized"
 OUTPUT = "its output is read in floating point"
-VECTOR = "its input is a single vector, not a batch"
 # Integers of signed grids are shifted to unsigned ones; what a sum of two products may be.
 _SHIFT, _MAX_SUM = 128, 2**15 - 1
 EINSUM = "ONNX Runtime has no integer kernel for einsum"
@@ -43,9 +42,7 @@ def predict_kernel(node: Node) -> str | None:
         # Its kernel writes integers alone; that of a linear layer can write floats.
         return None if _is_quantized_at_once(node) else OUTPUT
     rank = len(node.args[0].meta.get("shape", (1, 1)))
-    if rank == 1:
-        return VECTOR
-    return OUTPUT if rank == 2 and _is_limited_alone(node) else None
+    return OUTPUT if rank <= 2 and _is_limited_alone(node) else None
 
 
 def _is_limited_alone(node: Node) -> bool:

@@ -198,7 +198,7 @@ CONSTRUCTS: dict[str, Construct] = {
         lambda: Net(lambda m, x: F.relu(m.conv(x)), conv=StandardConv()), 3, 2, 1
     ),
     "dynamic": Construct(
-        dynamic, 4, 3, 2, float_kernels=2, reasons=(NO_LAYER, "its weight is computed while")
+        dynamic, 4, 3, 2, float_kernels=1, reasons=(NO_LAYER, "its weight is computed while")
     ),
     "shared": Construct(shared, 6, 5, 1, float_kernels=1, reasons=(TRANSPOSED,)),
     "dropped": Construct(dropped, 4, 3, 1, folded=1),
