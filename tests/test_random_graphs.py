@@ -178,7 +178,7 @@ def shift_zero_point(quantizer: Quantizer, even: bool) -> None:
 
 def is_sum(source: torch.fx.Node) -> bool:
     """Whether a value is a sum or average, directly or through its activation."""
-    if kind(source) in ("relu", "activation", "move"):
+    while kind(source) in ("relu", "clip", "activation", "move"):
         source = source.all_input_nodes[0]
     return kind(source) in ("add", "average")
 
