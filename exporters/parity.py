@@ -224,8 +224,8 @@ def require_parity(parity: Parity) -> None:
     """Raise ParityError, which says how far off the file is and where that begins, if it failed."""
     if parity.passed:
         return
-    integers = parity.precise or parity.optimized
-    worst = parity.unoptimized if integers.passed else integers
+    exact = parity.precise if parity.saturates_here else None
+    worst = parity.unoptimized if parity.integers_passed else exact or parity.optimized
     changed = worst.decisions_changed
     decisions = "" if changed is None else f", {changed:.1%} of decisions changed"
     raise ParityError(
